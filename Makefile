@@ -1,0 +1,55 @@
+# What a developer runs. Needs make and one Python 3.10 or newer with venv; the rest is installed
+# into .venv/ and .venvs/ by the first target that wants it. Another Python: make PYTHON=... test
+
+VENV := .venv
+# Looked up only by the recipes that need it: the Python of .venv, else the best one there is.
+PYTHON ?= $(shell test -x $(VENV)/bin/python && test -x $(VENV)/bin/pip && echo $(VENV)/bin/python || sh tools/find_python.sh)
+ENVIRONMENT = $(or $(PYTHON),false) tools/environment.py $(VENV)
+
+TYPED := $(wildcard conduit tests examples benchmarks tools test_server_debug.py test_client_debug.py)
+
+.PHONY: help demo test check format matrix coverage coverage-report clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: ## run the quick start: a server and a client as two processes
+	@$(ENVIRONMENT)
+	@$(VENV)/bin/python examples/demo.py
+
+test: ## run the tests
+	@$(ENVIRONMENT) dev
+	$(VENV)/bin/python -m pytest -q
+
+check: ## format, lint, types, and that imports go down only
+	@$(ENVIRONMENT) dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy $(TYPED)
+	@# pyright runs on node; where there is none, the one that pip can install does
+	@command -v node >/dev/null || $(VENV)/bin/pip install -q --disable-pip-version-check 'pyright[nodejs]'
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/python -m pytest -q tests/test_layers.py
+
+format: ## put the code into the form that check wants
+	@$(ENVIRONMENT) dev
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+matrix: ## the tests on Python 3.10 to 3.13, on asyncio and on uvloop
+	@$(ENVIRONMENT) dev
+	@$(VENV)/bin/python tools/matrix.py
+
+coverage: ## run the tests on 3.10 and 3.13 and hold their branch coverage against the bar
+	@$(ENVIRONMENT) dev
+	@$(VENV)/bin/python tools/matrix.py 3.10 3.13
+	@$(VENV)/bin/python tools/coverage_report.py
+
+coverage-report: ## the same from what the last matrix measured
+	@$(ENVIRONMENT) dev
+	@$(VENV)/bin/python tools/coverage_report.py
+
+clean: ## remove everything that was installed, built or measured
+	rm -rf $(VENV) .venvs .matrix .coverage .coverage.* .hypothesis build dist
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,59 @@
+"""conduit: calls and messages both ways over one connection, in binary frames over asyncio."""
+
+from __future__ import annotations
+
+from . import from_thread
+from .client import Client, Status
+from .descriptors import TLS, ClientDescriptor, Limits, ServerDescriptor
+from .exceptions import (
+    AuthenticationError,
+    CallCancelled,
+    ConduitError,
+    ConnectionClosed,
+    ConnectionLost,
+    InternalError,
+    InvalidParams,
+    MethodNotFound,
+    Overloaded,
+    PayloadTooLarge,
+    PermissionDenied,
+    ProtocolError,
+    RPCError,
+    RPCTimeout,
+    Unavailable,
+)
+from .rpc.caller import data
+from .server import Server
+from .transport.connection import Connection
+from .transport.serving import Response
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TLS",
+    "AuthenticationError",
+    "CallCancelled",
+    "Client",
+    "ClientDescriptor",
+    "ConduitError",
+    "Connection",
+    "ConnectionClosed",
+    "ConnectionLost",
+    "InternalError",
+    "InvalidParams",
+    "Limits",
+    "MethodNotFound",
+    "Overloaded",
+    "PayloadTooLarge",
+    "PermissionDenied",
+    "ProtocolError",
+    "RPCError",
+    "RPCTimeout",
+    "Response",
+    "Server",
+    "ServerDescriptor",
+    "Status",
+    "Unavailable",
+    "data",
+    "from_thread",
+]

@@ -1,0 +1,532 @@
+"""The client: handlers, and one connection that is made again when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import random
+import secrets
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast, overload
+
+from .descriptors import TLS, Address, ClientDescriptor
+from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError
+from .protocol.events import Capabilities, KeysNeeded, VerifierNeeded, WelcomeNeeded
+from .protocol.frames import CloseCode
+from .protocol.login import ClientLogin
+from .rpc.caller import Caller
+from .rpc.router import Router
+from .transport.background import Background
+from .transport.calls import DEFAULT, Default, Params
+from .transport.connection import Connection, Settings
+from .transport.keys import client_keys, forget_keys, known_keys
+from .transport.link import SocketLink
+from .transport.listeners import connect
+from .transport.loop import Shared
+from .transport.tls import client_context, peer_end_point
+
+__all__ = ["Client", "ClientCaller", "Status"]
+
+logger = logging.getLogger("conduit.client")
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+LONGEST_DELAY = 30.0
+"""Seconds that the pause between two attempts to connect never exceeds."""
+STEADY = 30.0
+"""Seconds that a connection must last before the pauses start from the shortest again."""
+
+_FINAL_CODES = (CloseCode.REFUSED,)
+
+
+class Status(enum.Enum):
+    """Where a client stands."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "ready"
+    RECONNECTING = "reconnecting"
+    CLOSED = "closed"
+
+
+class ClientCaller(Caller):
+    """`client.rpc`: calls the server, and registers methods that the server may call."""
+
+    __slots__ = ("_router",)
+
+    def __init__(self, call: Any, router: Router) -> None:
+        super().__init__(call)
+        self._router = router
+
+    @overload
+    def __call__(self, function: F, /) -> F: ...
+
+    @overload
+    def __call__(
+        self,
+        name: str | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        extra: Literal["forbid", "ignore"] = "forbid",
+        thread: bool | None = None,
+    ) -> Callable[[F], F]: ...
+
+    def __call__(
+        self,
+        name: Any = None,
+        /,
+        *,
+        timeout: float | None = None,
+        extra: Literal["forbid", "ignore"] = "forbid",
+        thread: bool | None = None,
+    ) -> Any:
+        """Register a method that the server may call; see `Server.rpc`."""
+        return self._router.method_decorator(name, timeout=timeout, extra=extra, thread=thread)
+
+
+class Client:
+    """Connects to a server, calls its methods and handles its messages.
+
+    Args:
+        target: A `ClientDescriptor`; or a URL (`tcp://host:port`, `tls://host:port`), several of
+            them, or nothing, with the descriptor's fields as keywords.
+
+    Attributes:
+        rpc: Calls the server: `await client.rpc.call("add", {"a": 1})`, `await client.rpc.add(a=1)`.
+        status: See `Status`.
+
+    Raises:
+        pydantic.ValidationError: A field is unknown or does not fit.
+    """
+
+    def __init__(
+        self, target: ClientDescriptor | str | Sequence[str] | None = None, **fields: Any
+    ) -> None:
+        self.descriptor = descriptor = _descriptor(target, fields)
+        limits = descriptor.limits
+        self._settings = Settings(
+            capabilities=Capabilities(
+                frame_max=limits.max_payload,
+                features=frozenset({"zlib"}),
+                calls=limits.max_calls,
+                window=(limits.max_messages, limits.max_message_bytes),
+                ttl=(
+                    0
+                    if descriptor.rpc_timeout is None
+                    else max(1, round(descriptor.rpc_timeout * 1000))
+                ),
+            ),
+            timeout=descriptor.rpc_timeout,
+            outbox_bytes=limits.outbox_bytes,
+            backpressure=descriptor.enable_backpressure,
+        )
+        self._router = Router(with_connection=False)
+        self._hooks: dict[str, list[Callable[..., Any]]] = {
+            name: [] for name in ("connect", "disconnect", "reconnect")
+        }
+        self._background = Background(logger)
+        self._connection: Connection | None = None
+        self._login: asyncio.Future[None] | None = None
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._closed: asyncio.Future[None] | None = None
+        self._failures = 0
+        self._ready_since = 0.0
+        self.rpc = ClientCaller(self._call, self._router)
+        self.status = Status.IDLE
+
+    # Handlers and hooks.
+
+    def on(
+        self, name: str, *, concurrent: bool = False, thread: bool | None = None
+    ) -> Callable[[F], F]:
+        """Register a handler for messages of the server: `async def handler(message)`.
+
+        What it returns goes back; see `Server.on`.
+
+        Raises:
+            ValueError: The name has a handler already.
+            TypeError: The signature does not fit, or an annotation cannot be resolved.
+        """
+        return lambda function: self._router.add_message(
+            function, name, concurrent=concurrent, thread=thread
+        )
+
+    @overload
+    def on_connect(self, function: F, /) -> F: ...
+    @overload
+    def on_connect(self) -> Callable[[F], F]: ...
+    def on_connect(self, function: Any = None, /) -> Any:
+        """Register a hook `(client)` that runs after the first login."""
+        return self._hook("connect", function)
+
+    @overload
+    def on_disconnect(self, function: F, /) -> F: ...
+    @overload
+    def on_disconnect(self) -> Callable[[F], F]: ...
+    def on_disconnect(self, function: Any = None, /) -> Any:
+        """Register a hook `(client, reason)` that runs whenever the connection ends.
+
+        `reason` is the `ConnectionClosed` that it ended with.
+        """
+        return self._hook("disconnect", function)
+
+    @overload
+    def on_reconnect(self, function: F, /) -> F: ...
+    @overload
+    def on_reconnect(self) -> Callable[[F], F]: ...
+    def on_reconnect(self, function: Any = None, /) -> Any:
+        """Register a hook `(client)` that runs after a connection was made again."""
+        return self._hook("reconnect", function)
+
+    def _hook(self, name: str, function: Any) -> Any:
+        if function is None:
+            return lambda function: self._hook(name, function)
+        self._hooks[name].append(function)
+        return function
+
+    async def _run_hooks(self, name: str, *args: Any) -> None:
+        for hook in self._hooks[name]:
+            try:
+                result = hook(*args)
+                if asyncio.iscoroutine(result):
+                    await result
+            except Exception:
+                logger.exception("the hook on_%s %r failed", name, hook)
+
+    # Life.
+
+    async def connect(self, *, retry: bool = False) -> None:
+        """Connect and log in.
+
+        Cancelling it leaves the client unconnected.
+
+        Args:
+            retry: Try again, with growing pauses, as after a loss; a refused login ends that.
+
+        Raises:
+            OSError: The server cannot be reached; the text says what to check.
+            AuthenticationError: The login was refused, or the server could not prove itself.
+            Unavailable: The server is full.
+            ProtocolError: The peer does not speak this protocol, or another version.
+            ConnectionClosed: The server closed during the login.
+            RuntimeError: The client is connected already.
+        """
+        if self.status not in (Status.IDLE, Status.CLOSED):
+            raise RuntimeError(f"the client is {self.status.value} already")
+        self.status = Status.CONNECTING
+        self._closed = asyncio.get_running_loop().create_future()
+        self._failures = 0
+        try:
+            if retry:
+                await self._try_again()
+            else:
+                await self._connect_once()
+        except BaseException:
+            self._end()
+            raise
+        await self._run_hooks("connect", self)
+
+    async def disconnect(self) -> None:
+        """Close the connection and stay disconnected; calls in flight fail.
+
+        May be called at any time and more than once.
+        """
+        task, self._reconnecting = self._reconnecting, None
+        connection, self._connection = self._connection, None
+        self._end()
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if connection is not None:
+            await connection.close(CloseCode.NORMAL, "the client disconnects")
+        await self._background.finish(self.descriptor.connect_timeout)
+
+    async def wait_closed(self) -> None:
+        """Wait until the client has disconnected for good; cancelling the wait changes nothing."""
+        if self._closed is not None:
+            await asyncio.shield(self._closed)
+
+    async def __aenter__(self: T) -> T:
+        await cast("Client", self).connect()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.disconnect()
+
+    def _end(self) -> None:
+        self.status = Status.CLOSED
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
+
+    async def _connect_once(self) -> None:
+        """Try each address once; the first error is the one that is raised."""
+        failure: Exception | None = None
+        for address in self.descriptor.addresses:
+            try:
+                await self._log_in(address)
+            except (OSError, ConnectionClosed) as exc:
+                failure = failure or exc
+            else:
+                return
+        assert failure is not None
+        raise failure
+
+    async def _log_in(self, address: Address) -> None:
+        seconds = self.descriptor.connect_timeout
+        connecting = self._open(address, can_bind=False)
+        try:
+            await asyncio.wait_for(connecting, seconds)
+        except asyncio.TimeoutError:
+            raise TimeoutError(
+                f"{address} did not complete the login within {seconds:g} s (connect_timeout)"
+            ) from None
+        except AuthenticationError as exc:
+            if exc.code != "unsupported_mechanism" or not self._may_go_unbound(address):
+                raise
+            # The server cannot bind. Saying so under the proof exposes whoever only pretended it.
+            await asyncio.wait_for(self._open(address, can_bind=True), seconds)
+        self.status = Status.READY
+        self._ready_since = asyncio.get_running_loop().time()
+
+    def _may_go_unbound(self, address: Address) -> bool:
+        tls = self.descriptor.tls
+        return address.tls and not (isinstance(tls, TLS) and not tls.verify)
+
+    async def _open(self, address: Address, *, can_bind: bool) -> None:
+        tls = self.descriptor.tls if self.descriptor.tls is not None else TLS()
+        loop = asyncio.get_running_loop()
+        self._login = login = loop.create_future()
+        connection: Connection | None = None
+
+        def make(link: SocketLink, transport: asyncio.Transport) -> Connection:
+            return self._make_connection(transport, address, unbound=can_bind)
+
+        try:
+            connection = await connect(
+                address,
+                make,
+                tls=client_context(tls) if address.tls else None,
+                server_name=tls.server_name if isinstance(tls, TLS) else None,
+                prefer_ipv6=self.descriptor.use_ipv6,
+            )
+            await login
+        except BaseException:
+            if connection is not None and not connection.closed:
+                gone = ConnectionClosed("the login was given up")
+                connection.fail(gone, CloseCode.NORMAL, gone.reason)
+            raise
+        finally:
+            self._login = None
+            if not login.done():
+                login.cancel()
+            elif not login.cancelled():
+                login.exception()
+        self._connection = connection
+
+    def _make_connection(
+        self, transport: asyncio.Transport, address: Address, *, unbound: bool
+    ) -> Connection:
+        loop = asyncio.get_running_loop()
+        descriptor = self.descriptor
+        connection = Connection(
+            Shared.of(loop),
+            loop,
+            self,
+            self._router,
+            self._settings,
+            first_id=1,
+            address=transport.get_extra_info("peername"),
+        )
+        protocol = connection.protocol
+        binding = None
+        tls = descriptor.tls
+        wants_binding = not isinstance(tls, TLS) or tls.channel_binding
+        ssl_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        if ssl_object is not None and wants_binding and not unbound:
+            binding = peer_end_point(ssl_object)
+        protocol.open(
+            ClientLogin(
+                protocol.send_login,
+                capabilities=self._settings.capabilities,
+                nonce=secrets.token_urlsafe(18),
+                user=descriptor.user if descriptor.password is not None else None,
+                agent=f"{descriptor.name}/{descriptor.version}",
+                binding=binding,
+                can_bind=unbound,
+                min_iterations=descriptor.limits.min_iterations,
+                max_iterations=descriptor.limits.max_iterations,
+                compress=descriptor.enable_compression,
+            )
+        )
+        return connection
+
+    # What the connection calls.
+
+    def asked(
+        self, connection: Connection, event: VerifierNeeded | KeysNeeded | WelcomeNeeded
+    ) -> None:
+        """Go on with the login of a connection."""
+        assert isinstance(event, KeysNeeded)
+        keys = known_keys(self._password(), event.salt, event.iterations)
+        if keys is not None:
+            connection.protocol.keys_derived(keys)
+        else:
+            self._background.start(self._derive(connection, event))
+
+    def _password(self) -> str:
+        assert self.descriptor.password is not None
+        return self.descriptor.password.get_secret_value()
+
+    async def _derive(self, connection: Connection, event: KeysNeeded) -> None:
+        keys = await client_keys(self._password(), event.salt, event.iterations)
+        if not connection.closed:
+            connection.protocol.keys_derived(keys)
+            connection.flush()
+
+    def opened(self, connection: Connection) -> None:
+        """The login is done."""
+        if self._login is not None and not self._login.done():
+            self._login.set_result(None)
+
+    def ended(self, connection: Connection, error: Exception) -> None:
+        """The connection is over, or the login failed."""
+        if self._login is not None:
+            if isinstance(error, AuthenticationError) and self.descriptor.password is not None:
+                forget_keys(self._password())
+            if not self._login.done():
+                self._login.set_exception(_explain_login(error))
+            if connection is not self._connection:
+                return
+        if connection is self._connection:
+            self._connection = None
+            self._lost(connection)
+        elif self.status is Status.CLOSED and connection.id:
+            self._background.start(self._run_hooks("disconnect", self, connection.reason))
+
+    def _lost(self, connection: Connection) -> None:
+        reason = connection.reason
+        assert reason is not None
+        if self.descriptor.reconnect_enabled and reason.code not in _FINAL_CODES:
+            self.status = Status.RECONNECTING
+            if asyncio.get_running_loop().time() - self._ready_since >= STEADY:
+                self._failures = 0
+            logger.warning("connection lost (%s); connecting again", reason)
+            self._reconnecting = self._background.start(self._reconnect(reason))
+        else:
+            self._end()
+            self._background.start(self._run_hooks("disconnect", self, reason))
+
+    async def _reconnect(self, reason: ConnectionClosed) -> None:
+        await self._run_hooks("disconnect", self, reason)
+        try:
+            await self._try_again()
+        except Exception as exc:  # noqa: BLE001  # whatever it is, there is nobody to raise it to
+            logger.error("giving up the connection: %s", exc)
+            self._end()
+        else:
+            await self._run_hooks("reconnect", self)
+
+    async def _try_again(self) -> None:
+        """Connect after a random pause that grows with each failure ("full jitter")."""
+        descriptor = self.descriptor
+        attempt = 0
+        while True:
+            longest = min(LONGEST_DELAY, descriptor.reconnect_delay * 2 ** min(self._failures, 16))
+            await asyncio.sleep(random.uniform(0, longest))  # noqa: S311  # spreads load
+            attempt += 1
+            self._failures += 1
+            try:
+                await self._connect_once()
+            except (AuthenticationError, ProtocolError):
+                raise
+            except Exception as exc:
+                last = descriptor.reconnect_attempts and attempt >= descriptor.reconnect_attempts
+                logger.warning("attempt %d to connect failed: %s", attempt, exc)
+                if last:
+                    raise
+            else:
+                return
+
+    # What users call.
+
+    @property
+    def connection(self) -> Connection:
+        """The connection.
+
+        Raises:
+            ConnectionClosed: The client is not connected; the text says why.
+        """
+        if self._connection is None:
+            raise ConnectionClosed(_NOT_CONNECTED[self.status])
+        return self._connection
+
+    @property
+    def server_name(self) -> str:
+        """What the server calls itself."""
+        return self.connection.name
+
+    @property
+    def server_version(self) -> str:
+        """The version of the server's application."""
+        return self.connection.version
+
+    async def send(self, name: str, data: Any = None, *, ack: bool = False) -> None:
+        """Send a message to the server; see `Connection.send`."""
+        await self.connection.send(name, data, ack=ack)
+
+    async def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+    ) -> Any:
+        """Send a message and return what its handler answers; see `Connection.request`."""
+        return await self.connection.request(name, data, timeout=timeout)
+
+    async def ping(self) -> float:
+        """Measure the time to the server and back, in seconds; see `Connection.ping`."""
+        return await self.connection.ping()
+
+    def _call(self, method: str, args: Params, timeout: float | None | Default, whole: bool) -> Any:
+        return self.connection.call(method, args, timeout, whole)
+
+
+_NOT_CONNECTED = {
+    Status.IDLE: "the client is not connected; await client.connect() first",
+    Status.CONNECTING: "the client is still connecting",
+    Status.RECONNECTING: "the connection was lost and is being made again",
+    Status.CLOSED: "the client has disconnected",
+    Status.READY: "the connection has just been lost",
+}
+
+
+def _explain_login(error: Exception) -> Exception:
+    """Say what a connection that ends during the login may mean."""
+    if isinstance(error, ConnectionClosed):
+        told = ConnectionClosed(
+            f"the login did not complete: {error.reason}; is it a conduit server, "
+            "and do both sides use TLS or neither?",
+            code=error.code,
+        )
+        told.__cause__ = error
+        return told
+    return error
+
+
+def _descriptor(
+    target: ClientDescriptor | str | Sequence[str] | None, fields: dict[str, Any]
+) -> ClientDescriptor:
+    if isinstance(target, ClientDescriptor):
+        if fields:
+            raise TypeError(f"give a descriptor or its fields, not both: {', '.join(fields)}")
+        return target
+    if isinstance(target, str):
+        fields = {"urls": (target,), **fields}
+    elif target is not None:
+        fields = {"urls": tuple(target), **fields}
+    return ClientDescriptor(**fields)

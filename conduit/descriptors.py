@@ -1,0 +1,291 @@
+"""What a server or a client is told when it is made. Sizes are in bytes, times in seconds.
+
+Every field changes something; unknown fields are an error.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from .protocol.scram import Verifier, normalise
+
+__all__ = ["TLS", "Address", "ClientDescriptor", "Limits", "ServerDescriptor"]
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(gt=0, le=64 * 1024 * 1024)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Name = Annotated[str, Field(min_length=1, max_length=40)]
+
+UserLookup = Callable[[str], Awaitable["str | None"]]
+"""`await lookup(user)` returns the user's verifier, or None."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class TLS(_Model):
+    """Certificates. The files are read when the server or the client starts.
+
+    Attributes:
+        certificate: PEM file of this side's certificate chain. A server needs one; a client shows
+            its own when the server asks for it (mutual TLS).
+        key: PEM file of the private key; by default it is in the certificate's file.
+        key_password: Opens an encrypted key.
+        ca: PEM file of the authorities to trust. On a server it means that clients must show a
+            certificate; on a client it stands in for the system's authorities.
+        verify: Client only. False trusts any certificate, and therefore demands that the login is
+            bound to it: somebody in between who does not know the password is still found out.
+        server_name: Client only. The name that the certificate must have, if not the host's.
+        channel_binding: Bind the login to the server's certificate (RFC 5929). Switch it off when
+            TLS ends at a proxy that has another certificate.
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    key_password: SecretStr | None = None
+    ca: Path | None = None
+    verify: bool = True
+    server_name: str | None = None
+    channel_binding: bool = True
+
+    @model_validator(mode="after")
+    def _binding_without_verification(self) -> TLS:
+        if not self.verify and not self.channel_binding:
+            raise ValueError(
+                "verify=False needs channel_binding=True, or nothing is checked at all"
+            )
+        return self
+
+
+class Limits(_Model):
+    """What one connection may use.
+
+    Attributes:
+        max_payload: Bytes of one value that this side accepts: the arguments of a call, its result,
+            the data of a message. At most 64 MiB.
+        max_calls: Calls that this side serves at once; further ones wait at the caller.
+        max_messages: Messages that the peer may send ahead of this side's handlers.
+        max_message_bytes: The same in bytes.
+        outbox_bytes: Unacknowledged bytes from which senders wait.
+        login_timeout: Seconds from the connection to the end of the login, TLS included.
+        max_pending_logins: Server only. Connections that may be logging in at the same time.
+        min_iterations: Client only. A server that asks for fewer PBKDF2 iterations is refused: it
+            could crack the proof.
+        max_iterations: Client only. A server that asks for more is refused: it only burns time.
+    """
+
+    max_payload: Bytes = 1024 * 1024
+    max_calls: Annotated[int, Field(gt=0, le=65536)] = 256
+    max_messages: Annotated[int, Field(gt=0, le=65536)] = 256
+    max_message_bytes: Bytes = 1024 * 1024
+    outbox_bytes: Annotated[int, Field(gt=0)] = 8 * 1024 * 1024
+    login_timeout: Seconds = 10.0
+    max_pending_logins: Annotated[int, Field(gt=0)] = 256
+    min_iterations: Annotated[int, Field(ge=4096)] = 100_000
+    max_iterations: Annotated[int, Field(ge=4096)] = 2_000_000
+
+
+class Address(_Model):
+    """Where to listen, or where to connect to.
+
+    Attributes:
+        host: Name or address, IPv6 without brackets.
+        port: TCP port.
+        tls: Whether the URL asks for TLS.
+    """
+
+    host: str
+    port: Port
+    tls: bool = False
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read `tcp://host:port` or `tls://host:port`.
+
+        Raises:
+            ValueError: The text is not such a URL; it says what is wrong.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as exc:
+            raise ValueError(f"{url!r} is not an address: {exc}") from None
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("a URL must not hold a password; use password= and user=")
+        if parts.scheme not in ("tcp", "tls"):
+            raise ValueError(
+                f"{url!r} has scheme {parts.scheme!r}; use tcp://host:port or tls://host:port"
+            )
+        if not host or port is None or parts.path or parts.query or parts.fragment:
+            raise ValueError(f"{url!r} must be {parts.scheme}://host:port and nothing more")
+        return cls(host=host, port=port, tls=parts.scheme == "tls")
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'tls' if self.tls else 'tcp'}://{host}:{self.port}"
+
+
+def _check_password(password: SecretStr | None) -> SecretStr | None:
+    if password is not None:
+        normalise(password.get_secret_value())
+    return password
+
+
+class ServerDescriptor(_Model):
+    """What a server is.
+
+    Exactly one of `password`, `verifier` and `users` says who may log in. None of them is allowed
+    on a loopback address only.
+
+    Attributes:
+        password: One password for the user `default`.
+        verifier: The same without the plain password, from `conduit hash-password`; recommended for
+            production, because it stays the same over restarts.
+        users: User name to verifier; a mapping, or an async function that returns None for a user
+            who does not exist.
+        name: What the server calls itself to its clients.
+        version: The version of the application.
+        host: Address to listen on; 0.0.0.0 means every IPv4 interface, and every IPv6 one with
+            `ipv6=True`.
+        port: TCP port; 0 takes a free one, which `server.address` tells.
+        ipv6: Listen on IPv6.
+        max_connections: Sockets at once, those that have not logged in included.
+        heartbeat_interval: Seconds of silence after which either side pings.
+        heartbeat_timeout: Seconds of silence after which a peer counts as dead.
+        enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
+        enable_backpressure: Make senders wait when a peer does not keep up; False refuses them.
+        rpc_timeout: Default deadline in seconds of calls that the server makes; None for none.
+        tls: Certificates, or a context of your own; None serves plain TCP.
+        limits: What one connection may use.
+    """
+
+    password: SecretStr | None = None
+    verifier: SecretStr | None = None
+    users: Mapping[str, str] | UserLookup | None = None
+    name: Name = "conduit-server"
+    version: Annotated[str, Field(max_length=20)] = "1.0.0"
+    host: str = "0.0.0.0"  # noqa: S104  # the documented default; every start without TLS warns
+    port: Port = 8080
+    ipv6: bool = False
+    max_connections: Annotated[int, Field(gt=0)] = 100
+    heartbeat_interval: Seconds = 30.0
+    heartbeat_timeout: Seconds = 90.0
+    enable_compression: bool = False
+    enable_backpressure: bool = True
+    rpc_timeout: Seconds | None = 30.0
+    tls: TLS | ssl.SSLContext | None = None
+    limits: Limits = Limits()
+
+    _password = field_validator("password")(_check_password)
+
+    @field_validator("verifier")
+    @classmethod
+    def _parse_verifier(cls, verifier: SecretStr | None) -> SecretStr | None:
+        if verifier is not None:
+            Verifier.parse(verifier.get_secret_value())
+        return verifier
+
+    @field_validator("users")
+    @classmethod
+    def _parse_users(cls, users: Any) -> Any:
+        if isinstance(users, Mapping):
+            for user, verifier in users.items():
+                try:
+                    Verifier.parse(verifier)
+                except ValueError as exc:
+                    raise ValueError(f"user {user!r}: {exc}") from None
+        return users
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServerDescriptor:
+        given = [
+            name for name in ("password", "verifier", "users") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(f"give one of password, verifier and users, not {' and '.join(given)}")
+        if self.heartbeat_timeout <= self.heartbeat_interval:
+            raise ValueError(
+                f"heartbeat_timeout ({self.heartbeat_timeout} s) must exceed "
+                f"heartbeat_interval ({self.heartbeat_interval} s)"
+            )
+        return self
+
+
+class ClientDescriptor(_Model):
+    """What a client is, and where its server is.
+
+    Attributes:
+        server_host: Name or address of the server.
+        server_port: Its TCP port.
+        urls: Several servers instead, `tcp://host:port` or `tls://host:port`; the first that
+            answers is used.
+        password: The password; None for a server that has none.
+        user: The user name.
+        name: What the client calls itself to the server.
+        version: The version of the application.
+        use_ipv6: Prefer IPv6 where a name has both kinds of address.
+        reconnect_enabled: Connect again after the link was lost.
+        reconnect_attempts: Attempts after a loss; 0 goes on for ever.
+        reconnect_delay: Seconds within which the first attempt is made, at random; doubled for each
+            further one, up to 30.
+        rpc_timeout: Default deadline of a call in seconds; None for none.
+        connect_timeout: Seconds for one attempt to connect and log in.
+        enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
+        enable_backpressure: Make senders wait when the server does not keep up; False refuses them.
+        tls: Certificates, or a context of your own; None is plain TCP unless a URL says tls.
+        limits: What the connection may use.
+    """
+
+    server_host: str | None = None
+    server_port: Annotated[int, Field(gt=0, le=65535)] | None = None
+    urls: tuple[str, ...] = ()
+    password: SecretStr | None = None
+    user: Annotated[str, Field(min_length=1, max_length=128)] = "default"
+    name: Name = "conduit-client"
+    version: Annotated[str, Field(max_length=20)] = "1.0.0"
+    use_ipv6: bool = False
+    reconnect_enabled: bool = True
+    reconnect_attempts: Annotated[int, Field(ge=0)] = 5
+    reconnect_delay: Seconds = 1.0
+    rpc_timeout: Seconds | None = 30.0
+    connect_timeout: Seconds = 10.0
+    enable_compression: bool = False
+    enable_backpressure: bool = True
+    tls: TLS | ssl.SSLContext | None = None
+    limits: Limits = Limits()
+
+    _password = field_validator("password")(_check_password)
+
+    @field_validator("urls")
+    @classmethod
+    def _parse_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            Address.parse(url)
+        return urls
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClientDescriptor:
+        if self.urls and (self.server_host is not None or self.server_port is not None):
+            raise ValueError("give urls, or server_host and server_port, not both")
+        if not self.urls and (self.server_host is None or self.server_port is None):
+            raise ValueError("give server_host and server_port, or urls")
+        if self.tls is not None and any(not Address.parse(url).tls for url in self.urls):
+            raise ValueError("tls is set, so every url must begin with tls://")
+        return self
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The servers, in the order in which they are tried."""
+        if self.urls:
+            return [Address.parse(url) for url in self.urls]
+        assert self.server_host is not None
+        assert self.server_port is not None
+        host, port = self.server_host, self.server_port
+        return [Address(host=host, port=port, tls=self.tls is not None)]

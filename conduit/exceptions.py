@@ -1,0 +1,239 @@
+"""Every error that conduit raises, and how an error crosses the wire.
+
+    ConduitError
+     ├─ ConnectionClosed (also ConnectionError)   .code .reason
+     │   └─ ConnectionLost                        .executed
+     ├─ AuthenticationError                       .code
+     ├─ ProtocolError                             .close_code
+     └─ RPCError                                  .code .message .details .retryable .retry_after
+         ├─ MethodNotFound
+         ├─ InvalidParams                         .errors
+         ├─ PermissionDenied
+         ├─ PayloadTooLarge
+         ├─ Overloaded
+         ├─ Unavailable
+         ├─ CallCancelled
+         ├─ RPCTimeout (also TimeoutError)
+         └─ InternalError                         .error_id
+
+An `RPCError` travels as `[code, message, details]`. The code is the class name in snake case, and a
+class is found again by its code, so a handler raises the very class that the caller catches. A code
+that no class of this process has arrives as a plain `RPCError`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+if sys.version_info >= (3, 11):
+    _Timeout = TimeoutError
+else:
+    import asyncio
+
+    class _Timeout(TimeoutError, asyncio.TimeoutError):
+        """Before 3.11 these are two classes, and callers catch either."""
+
+
+__all__ = [
+    "AuthenticationError",
+    "CallCancelled",
+    "ConduitError",
+    "ConnectionClosed",
+    "ConnectionLost",
+    "InternalError",
+    "InvalidParams",
+    "MethodNotFound",
+    "Overloaded",
+    "PayloadTooLarge",
+    "PermissionDenied",
+    "ProtocolError",
+    "RPCError",
+    "RPCTimeout",
+    "Unavailable",
+]
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+class ConduitError(Exception):
+    """The base of every error that conduit raises on its own account."""
+
+
+class ConnectionClosed(ConduitError, ConnectionError):
+    """The connection is closed, so the operation was not done.
+
+    Attributes:
+        code: Close code as in docs/protocol.md; 1000 is a normal end.
+        reason: Why, in words, from the side that closed.
+    """
+
+    def __init__(self, reason: str = "the connection is closed", *, code: int = 1000) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class ConnectionLost(ConnectionClosed):
+    """The connection went away while a call was in flight.
+
+    Attributes:
+        executed: False when the call surely did not run at the peer, True when it surely did, None
+            when that is not known.
+    """
+
+    def __init__(
+        self,
+        reason: str = "the connection was lost",
+        *,
+        code: int = 1006,
+        executed: bool | None = None,
+    ) -> None:
+        super().__init__(reason, code=code)
+        self.executed = executed
+
+
+class AuthenticationError(ConduitError):
+    """The login failed: refused by the server, or the server could not prove itself.
+
+    Attributes:
+        code: `invalid_credentials` for an unknown user and a wrong password alike, else the code of
+            AUTH_FAILURE in docs/protocol.md.
+    """
+
+    def __init__(self, message: str, *, code: str = "invalid_credentials") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ProtocolError(ConduitError):
+    """The peer broke the rules of the wire; the connection is closed.
+
+    Attributes:
+        close_code: The code that the CLOSE frame carries.
+    """
+
+    def __init__(self, message: str, *, close_code: int = 1002) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+
+
+class RPCError(ConduitError):
+    """The peer answered with an error, or this side refused what the peer would refuse.
+
+    Derive from it to give an error of your own a name that survives the wire. The class needs to be
+    imported on both ends; its code is its name in snake case, or a class attribute `code`.
+
+    Attributes:
+        code: The error's name on the wire.
+        message: A text for people.
+        details: A map of plain data; `retryable`, `retry_after`, `executed` and `error_id` have a
+            fixed meaning.
+    """
+
+    code: str = "rpc_error"
+    _registry: ClassVar[dict[str, type[RPCError]]] = {}
+
+    def __init__(self, message: str = "", *, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Any] = dict(details or {})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "code" not in cls.__dict__:
+            cls.code = _snake_case(cls.__name__)
+        other = cls._registry.get(cls.code)
+        if other is not None and other.__qualname__ != cls.__qualname__:
+            raise TypeError(
+                f"error code {cls.code!r} belongs to {other.__module__}.{other.__qualname__}; "
+                f"give {cls.__qualname__} a class attribute `code` of its own"
+            )
+        cls._registry[cls.code] = cls
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later without a change by the caller."""
+        return bool(self.details.get("retryable", False))
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds to wait before another try, when the peer said so."""
+        value = self.details.get("retry_after")
+        return value if isinstance(value, (int, float)) else None
+
+    @staticmethod
+    def from_wire(code: str, message: str, details: Mapping[str, Any]) -> RPCError:
+        """Rebuild the error that the peer sent.
+
+        The class is made without its `__init__`, whose parameters the wire does not know.
+        """
+        cls = RPCError._registry.get(code, RPCError)
+        error = cls.__new__(cls, message)
+        error.args = (message,)
+        error.message = message
+        error.details = dict(details)
+        error.code = code
+        return error
+
+    def __str__(self) -> str:
+        return self.message or self.code
+
+
+class MethodNotFound(RPCError):
+    """The peer has no method, or no message handler, of that name."""
+
+
+class InvalidParams(RPCError):
+    """The arguments do not fit the handler's annotations.
+
+    The offending values are not repeated: an error must not carry what may be a secret.
+    """
+
+    @property
+    def errors(self) -> list[dict[str, Any]]:
+        """One map for each field: `path` (`"user.age"`), `message` and `type`; ten at most."""
+        found = self.details.get("errors")
+        return found if isinstance(found, list) else []
+
+
+class PermissionDenied(RPCError):
+    """The caller may not do that."""
+
+
+class PayloadTooLarge(RPCError):
+    """A value is larger than the side that should receive it accepts."""
+
+
+class Overloaded(RPCError):
+    """A limit on work in flight is reached; try again later."""
+
+    def __init__(
+        self, message: str = "too many calls in flight", *, details: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, details={"retryable": True, "executed": False, **(details or {})})
+
+
+class Unavailable(RPCError):
+    """The service cannot be used now, for example because the server is full or stops."""
+
+
+class CallCancelled(RPCError):
+    """The call was cancelled at the side that ran it."""
+
+
+class RPCTimeout(RPCError, _Timeout):
+    """No answer came in time; the handler has been told to stop."""
+
+
+class InternalError(RPCError):
+    """The handler failed unexpectedly; the text of that error stays in its own log."""
+
+    @property
+    def error_id(self) -> str:
+        """The id under which the failing side logged the traceback."""
+        return str(self.details.get("error_id", ""))

@@ -1,0 +1,30 @@
+"""The way from a plain `def` handler, which runs in a thread, back to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from .transport.threads import HANDLER_LOOP
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+
+def run(function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+    """Run an async function on the event loop that serves this handler, and wait for its result.
+
+    Args:
+        function: An async function, such as `connection.send`.
+        args: Its arguments.
+
+    Raises:
+        RuntimeError: This is not the thread of a handler.
+        BaseException: What the function raises.
+    """
+    loop = HANDLER_LOOP.get()
+    if loop is None:
+        raise RuntimeError("from_thread.run works only inside a plain def handler")
+    return asyncio.run_coroutine_threadsafe(function(*args), loop).result()

@@ -1,0 +1,547 @@
+"""The CNDT peer, without I/O: bytes in, events and bytes out. The same class on both sides.
+
+How it works
+============
+A peer is always in one `State`. `ACCEPTS` says, as data, which frame types may arrive in each; a
+type that is not listed there is the error. The table does not care who asks: a server that receives
+AUTH_SUCCESS and a client that receives AUTH_REQUEST break the same rule.
+
+    accepting side   AWAIT_REQUEST -> AWAIT_VERIFIER -> AWAIT_PROOF -> AWAIT_WELCOME -> OPEN
+    connecting side  AWAIT_CHALLENGE -> AWAIT_KEYS -> AWAIT_SUCCESS -> OPEN
+    both             any state -> CLOSED
+
+In AWAIT_VERIFIER, AWAIT_WELCOME and AWAIT_KEYS the peer waits for its owner and not for a frame:
+it has asked by an event (`VerifierNeeded`, `WelcomeNeeded`, `KeysNeeded`) and goes on when the owner
+calls the method that the event names. OPEN carries everything but AUTH frames. CLOSED swallows what
+still comes, because the other side may not have read our CLOSE yet.
+
+Reading. `receive` parses by offset and looks the first eight bytes of a header up in the words that
+the state accepts, which checks magic, version, type, flags and state at once. Frames that belong to
+the session (sequence numbers, acknowledgements, pings) are dealt with here; the rest goes up as
+`Frame`, payload not decoded.
+
+Writing. `send` numbers a frame and appends it; `take` returns what is to be written and puts the
+sequenced part of it into the outbox. What is not sequenced goes ahead of what is.
+
+After the first error the peer is CLOSED for good.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from msgpack import packb
+
+from ..exceptions import AuthenticationError, ProtocolError
+from .events import (
+    Acknowledged,
+    Broken,
+    Closed,
+    Event,
+    Opened,
+    Peer,
+    Ponged,
+    VerifierNeeded,
+)
+from .frames import (
+    ACCEPTED_FLAGS,
+    COMPRESSED,
+    ENVELOPE,
+    HEADER,
+    HEADER_SIZE,
+    SEQUENCED,
+    CloseCode,
+    Frame,
+    FrameType,
+    NotConduit,
+    OtherVersion,
+    tolerate,
+    type_name,
+    word,
+)
+from .login import ClientLogin, ServerLogin
+from .payload import decode, deflate, inflate
+from .scram import Keys, Verifier
+from .session import ACK_BYTES, ACK_FRAMES, Session
+
+__all__ = ["ACCEPTS", "CNDT", "State"]
+
+BUFFERED: Final = 128 * 1024
+"""Bytes from which an unfinished frame gets a buffer of its own."""
+LOGIN_BYTES: Final = 4096
+COMPRESS_LEAST: Final = 1024
+COMPRESS_MOST: Final = 1024 * 1024
+
+
+class State(enum.Enum):
+    """Where a peer stands; see the module's text."""
+
+    AWAIT_REQUEST = "await_request"
+    AWAIT_VERIFIER = "await_verifier"
+    AWAIT_PROOF = "await_proof"
+    AWAIT_WELCOME = "await_welcome"
+    AWAIT_CHALLENGE = "await_challenge"
+    AWAIT_KEYS = "await_keys"
+    AWAIT_SUCCESS = "await_success"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+_ENDS: Final = (FrameType.AUTH_FAILURE, FrameType.CLOSE)
+
+ACCEPTS: Final[dict[State, tuple[FrameType, ...]]] = {
+    State.AWAIT_REQUEST: (FrameType.AUTH_REQUEST, FrameType.CLOSE),
+    State.AWAIT_VERIFIER: (FrameType.CLOSE,),
+    State.AWAIT_PROOF: (FrameType.AUTH_RESPONSE, FrameType.CLOSE),
+    State.AWAIT_WELCOME: (FrameType.CLOSE,),
+    State.AWAIT_CHALLENGE: (FrameType.AUTH_CHALLENGE, *_ENDS),
+    State.AWAIT_KEYS: _ENDS,
+    State.AWAIT_SUCCESS: (FrameType.AUTH_SUCCESS, *_ENDS),
+    State.OPEN: tuple(type for type in FrameType if not type.name.startswith("AUTH_")),
+}
+"""State -> the frame types that the peer may send in it."""
+
+
+def _words(types: tuple[FrameType, ...]) -> dict[int, int]:
+    """Return word -> type for what is sequenced, and word -> minus type for what is not."""
+    return {
+        word(type, flags): int(type) if flags & SEQUENCED else -type
+        for type in types
+        for flags in ACCEPTED_FLAGS[type]
+    }
+
+
+_WORDS: Final = {state: _words(types) for state, types in ACCEPTS.items()}
+
+# Plain integers for the hot path: reading an enum's member costs as much as the comparison.
+_MESSAGE: Final = int(FrameType.MESSAGE)
+_RPC_REQUEST: Final = int(FrameType.RPC_REQUEST)
+_REPLY_TO: Final = 16
+
+
+class CNDT:
+    """One end of a CNDT connection.
+
+    Args:
+        clock: Returns Unix time in milliseconds, for the headers.
+        allocate: Returns a buffer of at least so many bytes for a large frame.
+
+    Attributes:
+        state: See `State`.
+        session: The numbers and the outbox.
+        peer: What the other side told of itself; set once OPEN.
+        max_payload: Bytes of payload that a frame from the peer may have, envelope included.
+        ack_due: Whether something was accepted that no ACK has told of yet.
+        corked: Frames that wait for `take`.
+    """
+
+    __slots__ = (
+        "_accepts",
+        "_allocate",
+        "_clock",
+        "_compress",
+        "_ends_in",
+        "_farewell",
+        "_filled",
+        "_heard_bytes",
+        "_large",
+        "_last_id",
+        "_login",
+        "_missing",
+        "_out",
+        "_partial",
+        "_sealed",
+        "_stamp",
+        "_urgent",
+        "_wants_id",
+        "ack_due",
+        "max_payload",
+        "peer",
+        "session",
+        "state",
+    )
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], int],
+        allocate: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
+    ) -> None:
+        self._clock = clock
+        self._allocate = allocate
+        self._stamp = 0
+        self._urgent: list[bytes] = []
+        self._sealed: list[bytes] = []
+        self._out: list[bytes] = []
+        self._farewell = b""
+        self._partial = b""
+        self._missing = 0
+        self._large: memoryview | None = None
+        self._filled = 0
+        self._heard_bytes = 0
+        self._last_id = 0
+        self._wants_id = 0
+        self._compress = False
+        self._login: ServerLogin | ClientLogin | None = None
+        self._accepts: dict[int, int] = {}
+        self._ends_in = 0
+        self.ack_due = False
+        self.max_payload = LOGIN_BYTES
+        self.session = Session()
+        self.peer = Peer()
+        self.state = State.CLOSED
+
+    # Login: the owner builds the login object with `send_login`, and starts one side.
+
+    def send_login(self, type: FrameType, body: Mapping[str, Any]) -> bytes:
+        """Queue an AUTH frame; the `send` of `ServerLogin` and `ClientLogin`."""
+        payload: bytes = packb(body)
+        self.send_urgent(word(type), 1, payload)
+        return payload
+
+    def accept(self, login: ServerLogin) -> None:
+        """Start as the accepting side."""
+        self._login = login
+        self.peer = login.peer
+        self._wants_id = 1
+        self._enter(State.AWAIT_REQUEST)
+
+    def open(self, login: ClientLogin) -> None:
+        """Start as the connecting side; AUTH_REQUEST is queued."""
+        self._login = login
+        self.peer = login.peer
+        self._enter(State.AWAIT_CHALLENGE if login.user is not None else State.AWAIT_SUCCESS)
+        login.open()
+
+    def verifier_found(self, verifier: Verifier | None) -> None:
+        """Go on after `VerifierNeeded`; None for a user that does not exist."""
+        assert isinstance(self._login, ServerLogin)
+        self._login.verifier_found(verifier)
+        self._enter(State.AWAIT_PROOF)
+
+    def keys_derived(self, keys: Keys) -> None:
+        """Go on after `KeysNeeded`."""
+        assert isinstance(self._login, ClientLogin)
+        self._login.keys_derived(keys)
+        self._enter(State.AWAIT_SUCCESS)
+
+    def welcome(self, *, heartbeat: tuple[float, float], name: str, version: str) -> None:
+        """Let the user in after `WelcomeNeeded`; `session` has been set to theirs."""
+        login = self._login
+        assert isinstance(login, ServerLogin)
+        login.welcome(self.session, heartbeat, name, version)
+        self._opened(login)
+
+    def refuse(
+        self, code: str, message: str, *, retry: bool = False, retry_after: float = 0.0
+    ) -> None:
+        """Queue AUTH_FAILURE and close. Allowed at any time before the login is done."""
+        assert isinstance(self._login, ServerLogin)
+        self._login.refuse(code, message, retry=retry, retry_after=retry_after)
+        self._out.clear()
+        self._enter(State.CLOSED)
+
+    def _opened(self, login: ServerLogin | ClientLogin) -> Opened:
+        limits = login.capabilities
+        self.max_payload = limits.frame_max + ENVELOPE
+        self._compress = login.compress and "zlib" in login.peer.capabilities.features
+        self._login = None
+        self._enter(State.OPEN)
+        return Opened(self.peer)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._accepts = _WORDS.get(state, {})
+
+    # Reading.
+
+    def buffer(self) -> memoryview | None:
+        """Return where the rest of a large frame is to be written, when one is under way."""
+        return self._large[self._filled : self._ends_in] if self._large is not None else None
+
+    def buffer_filled(self, count: int) -> list[Event]:
+        """Take `count` bytes that were written to `buffer()`."""
+        self._filled += count
+        large = self._large
+        if large is None or self._filled < self._ends_in:
+            return []
+        self._large = None
+        return self.receive(large[: self._ends_in])
+
+    def receive(self, data: bytes | memoryview) -> list[Event]:
+        """Take bytes from the peer, cut anywhere.
+
+        Returns:
+            What happened, in order. `Broken` comes last, and nothing comes after it.
+        """
+        events: list[Event] = []
+        if self.state is State.CLOSED:
+            return events
+        if self._partial:
+            self._missing -= len(data)
+            if self._missing > 0:
+                self._partial += bytes(data)
+                return events
+            data = self._partial + bytes(data)
+            self._partial = b""
+        try:
+            self._parse(data, events)
+        except ProtocolError as exc:
+            self._broken(exc, events)
+        except AuthenticationError as exc:
+            if isinstance(self._login, ServerLogin):
+                self.refuse(exc.code, str(exc))
+            self._broken(exc, events)
+        return events
+
+    def _parse(self, data: bytes | memoryview, events: list[Event]) -> None:
+        session, accepts, unpack = self.session, self._accepts, HEADER.unpack_from
+        received, before = session.received, session.received
+        start, end = 0, len(data)
+        try:
+            while end - start >= HEADER_SIZE:
+                first, size, id, _, number = unpack(data, start)
+                type = accepts.get(first)
+                if type is None:
+                    first = tolerate(first, accepts, self._expected())
+                    type = accepts.get(first, 0)
+                if size > self.max_payload:
+                    raise ProtocolError(
+                        f"a payload of {size} bytes exceeds the limit of {self.max_payload} bytes",
+                        close_code=CloseCode.TOO_BIG,
+                    )
+                stop = start + HEADER_SIZE + size
+                if stop > end:
+                    self._wait_for(data, start, HEADER_SIZE + size)
+                    break
+                payload = data[start + HEADER_SIZE : stop]
+                start = stop
+                if type > 0:
+                    received += 1
+                    if number != received & 0xFFFFFFFF:
+                        raise ProtocolError(f"frame {number} came where {received} was expected")
+                    if type == _RPC_REQUEST or (type == _MESSAGE and id and not first & _REPLY_TO):
+                        if id <= self._last_id or id & 1 != self._wants_id:
+                            raise ProtocolError(f"correlation id {id} after {self._last_id}")
+                        self._last_id = id
+                    if first & COMPRESSED:
+                        payload = inflate(payload, self.max_payload)
+                    events.append(Frame(type, first & 0xFFFF, id, payload))
+                elif type:
+                    if number:
+                        raise ProtocolError(f"reserved field {number} on {type_name(-type)}")
+                    session.received = received
+                    self._unsequenced(-type, first & 0xFFFF, id, payload, events)
+                    if self.state is State.CLOSED:
+                        return
+                    session, accepts = self.session, self._accepts
+            else:
+                if start < end:
+                    self._partial = bytes(data[start:])
+                    self._missing = HEADER_SIZE - (end - start)
+        finally:
+            session.received = received
+        if received != before:
+            self._heard_bytes += end
+            if received - session.reported >= ACK_FRAMES or self._heard_bytes >= ACK_BYTES:
+                self.acknowledge()
+            else:
+                self.ack_due = True
+
+    def _wait_for(self, data: bytes | memoryview, start: int, size: int) -> None:
+        """Keep the first part of a frame of `size` bytes."""
+        rest = bytes(data[start:])
+        if size <= BUFFERED:
+            self._partial = rest
+            self._missing = size - len(rest)
+            return
+        self._large = self._allocate(size)
+        self._large[: len(rest)] = rest
+        self._filled = len(rest)
+        self._ends_in = size
+
+    def _unsequenced(
+        self, type: int, flags: int, id: int, payload: bytes | memoryview, events: list[Event]
+    ) -> None:
+        if type == FrameType.ACK:
+            before = self.session.outbox_bytes
+            self.session.acknowledge(id)
+            if self.session.outbox_bytes != before:
+                events.append(Acknowledged())
+        elif type == _MESSAGE:
+            if id:
+                raise ProtocolError(f"correlation id {id} on a message without a number")
+            if flags & COMPRESSED:
+                payload = inflate(payload, self.max_payload)
+            events.append(Frame(type, flags, id, payload))
+        elif type == FrameType.HEARTBEAT_PING:
+            self._pong(id)
+        elif type == FrameType.HEARTBEAT_PONG:
+            events.append(Ponged(id))
+        elif type == FrameType.CLOSE:
+            events.append(_read_close(payload))
+            self._enter(State.CLOSED)
+        elif type == FrameType.GOAWAY:
+            events.append(Frame(type, flags, id, payload))
+        else:
+            if id != 1:
+                raise ProtocolError(f"correlation id {id} on {type_name(type)}")
+            self._login_step(type, bytes(payload), events)
+
+    def _login_step(self, type: int, payload: bytes, events: list[Event]) -> None:
+        login = self._login
+        if isinstance(login, ServerLogin):
+            if type == FrameType.AUTH_REQUEST:
+                asked = login.requested(payload)
+            else:
+                asked = login.proved(payload)
+            self._enter(
+                State.AWAIT_VERIFIER if isinstance(asked, VerifierNeeded) else State.AWAIT_WELCOME
+            )
+            events.append(asked)
+            return
+        assert login is not None
+        if type == FrameType.AUTH_CHALLENGE:
+            events.append(login.challenged(payload))
+            self._enter(State.AWAIT_KEYS)
+        elif type == FrameType.AUTH_SUCCESS:
+            self.session = login.welcomed(payload)
+            events.append(self._opened(login))
+        else:
+            self._broken(login.failed(payload), events)
+
+    def _expected(self) -> str:
+        names = [type_name(type) for type in ACCEPTS.get(self.state, ())]
+        return " or ".join(names) if len(names) < 5 else "a frame of an open connection"
+
+    def _broken(self, error: Exception, events: list[Event]) -> None:
+        """Fail for good, telling the peer why where it may be told."""
+        if self.state is not State.CLOSED and not isinstance(error, NotConduit):
+            if isinstance(error, OtherVersion) and isinstance(self._login, ServerLogin):
+                self.refuse("unsupported_version", str(error))
+            elif isinstance(error, ProtocolError):
+                self.close(error.close_code, str(error))
+        self._enter(State.CLOSED)
+        events.append(Broken(error))
+
+    def eof(self) -> bool:
+        """Say whether the peer's end of file cut a frame in two."""
+        return bool(self._partial) or self._large is not None
+
+    # Writing.
+
+    @property
+    def corked(self) -> int:
+        """Frames that wait for `take`."""
+        return len(self._out) + len(self._urgent) + len(self._sealed) + bool(self._farewell)
+
+    def send(self, word: int, id: int, payload: bytes) -> int:
+        """Queue a sequenced frame and return how many are queued.
+
+        Args:
+            word: Type and flags, from `frames.word`; the flags contain SEQUENCED.
+            id: The correlation id.
+            payload: MessagePack.
+        """
+        if self._compress and COMPRESS_LEAST <= len(payload) <= COMPRESS_MOST:
+            smaller = deflate(payload)
+            if len(smaller) < len(payload):
+                word, payload = word | COMPRESSED, smaller
+        session = self.session
+        session.sent = number = session.sent + 1
+        out = self._out
+        if not out:
+            self._stamp = self._clock()
+        out.append(HEADER.pack(word, len(payload), id, self._stamp, number & 0xFFFFFFFF) + payload)
+        return len(out)
+
+    def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
+        """Queue a sequenced frame whose payload is `head` and `tail`; the tail is not copied."""
+        session = self.session
+        session.sent = number = session.sent + 1
+        header = HEADER.pack(word, len(head) + len(tail), id, self._clock(), number & 0xFFFFFFFF)
+        self._sealed.append(b"".join((*self._out, header, head)))
+        self._sealed.append(tail)
+        self._out.clear()
+
+    def send_urgent(self, word: int, id: int, payload: bytes = b"") -> None:
+        """Queue a frame that is not sequenced, ahead of those that are."""
+        self.push(HEADER.pack(word, len(payload), id, self._clock(), 0) + payload)
+
+    def push(self, frame: bytes) -> None:
+        """Queue an encoded frame that is not sequenced, ahead of those that are."""
+        self._urgent.append(frame)
+
+    def take(self) -> list[bytes]:
+        """Return what is to be written now, in order; its sequenced part enters the outbox.
+
+        What is sequenced waits until the login is done.
+        """
+        chunks: list[bytes] = []
+        if (self._out or self._sealed) and self._login is None:
+            chunks = self._sealed
+            if self._out:
+                chunks.append(b"".join(self._out))
+                self._out.clear()
+            self._sealed = []
+            self.session.keep(sum(map(len, chunks)), chunks)
+        if self._urgent:
+            chunks = [b"".join(self._urgent), *chunks]
+            self._urgent.clear()
+        if self._farewell:
+            chunks = [*chunks, self._farewell]
+            self._farewell = b""
+        return chunks
+
+    def acknowledge(self) -> None:
+        """Queue an ACK of everything accepted so far."""
+        session = self.session
+        session.reported = session.received
+        self._heard_bytes = 0
+        self.ack_due = False
+        self.send_urgent(_ACK, session.received)
+
+    def ping(self, id: int) -> None:
+        """Queue a ping; the answer is the event `Ponged`."""
+        self.send_urgent(_PING, id)
+        if self.ack_due:
+            self.acknowledge()
+
+    def go_away(self, code: int, reason: str, grace: int) -> None:
+        """Queue GOAWAY: what has been received is the last that is served. `grace` in ms."""
+        self.send_urgent(_GOAWAY, 0, packb([int(code), reason, grace, self.session.received]))
+
+    def _pong(self, id: int) -> None:
+        # One answer waits at most: a flood of pings must not become a flood of pongs.
+        pong = HEADER.pack(_PONG, 0, id, self._clock(), 0)
+        if self._urgent and self._urgent[-1][5] == FrameType.HEARTBEAT_PONG:
+            self._urgent[-1] = pong
+        else:
+            self._urgent.append(pong)
+
+    def close(self, code: int, reason: str) -> None:
+        """Queue CLOSE behind what is queued already; nothing can be sent or received after it."""
+        if self.state is State.CLOSED:
+            return
+        text = reason.encode(errors="replace")[:123].decode(errors="ignore")
+        payload = packb([int(code), text])
+        self._farewell = HEADER.pack(_CLOSE, len(payload), 0, self._clock(), 0) + payload
+        self._enter(State.CLOSED)
+
+
+_ACK: Final = word(FrameType.ACK)
+_PING: Final = word(FrameType.HEARTBEAT_PING, 8)
+_PONG: Final = word(FrameType.HEARTBEAT_PONG)
+_CLOSE: Final = word(FrameType.CLOSE)
+_GOAWAY: Final = word(FrameType.GOAWAY)
+
+
+def _read_close(payload: bytes | memoryview) -> Closed:
+    """Read `[code, reason]`; a CLOSE that cannot be read still closes."""
+    try:
+        code, reason = decode(payload)
+        return Closed(int(code), str(reason)[:123])
+    except (ProtocolError, TypeError, ValueError):
+        return Closed(CloseCode.PROTOCOL_ERROR, "the peer closed with an unreadable reason")

@@ -1,0 +1,85 @@
+"""One readable line for a frame, for logs and for the debug scripts. Never shows a secret."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ..exceptions import PayloadTooLarge, ProtocolError
+from .frames import COMPRESSED, HEADER, HEADER_SIZE, PRIORITY, REPLY, SEQUENCED, type_name
+from .payload import decode, inflate
+
+__all__ = ["FrameCutter", "describe"]
+
+_FLAGS: Final = {
+    COMPRESSED: "COMPRESSED",
+    SEQUENCED: "SEQUENCED",
+    PRIORITY: "PRIORITY",
+    REPLY: "REPLY",
+}
+_SECRETS: Final = re.compile(r"\b([pvs])=[A-Za-z0-9+/]+=*")
+SHOWN: Final = 500
+HEX_SHOWN: Final = 256
+
+
+def describe(frame: bytes) -> tuple[str, str]:
+    """Return a frame as a readable line, and as hex.
+
+    Proofs, signatures and salts of AUTH frames are masked in the line, and their whole payload is
+    in the hex: whoever reads a log must not be able to start guessing the password.
+
+    Args:
+        frame: Header and payload, in whole.
+    """
+    first, size, id, _, number = HEADER.unpack_from(frame)
+    type, flags = first >> 16 & 0xFF, first & 0xFFFF
+    name, payload = type_name(type), frame[HEADER_SIZE:]
+    parts = [name]
+    parts += [text for flag, text in _FLAGS.items() if flags & flag]
+    parts.append(f"id={id}")
+    if flags & SEQUENCED:
+        parts.append(f"seq={number}")
+    parts.append(f"[{HEADER_SIZE}+{size} bytes]")
+    secret = name.startswith("AUTH_")
+    if payload:
+        text = _payload(payload, flags)
+        if secret:
+            text = _SECRETS.sub(r"\1=***", text)
+        parts.append(text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)")
+    if secret:
+        return " ".join(parts), f"{frame[:HEADER_SIZE].hex()} ({size} bytes masked)"
+    dump = frame[:HEX_SHOWN].hex()
+    if len(frame) > HEX_SHOWN:
+        dump += f"... ({len(frame)} bytes)"
+    return " ".join(parts), dump
+
+
+def _payload(payload: bytes, flags: int) -> str:
+    try:
+        if flags & COMPRESSED:
+            payload = inflate(payload, 64 * 1024 * 1024)
+        return repr(decode(payload))
+    except (ProtocolError, PayloadTooLarge) as exc:
+        return f"({exc})"
+
+
+class FrameCutter:
+    """Cuts a stream of bytes into frames, for looking at; it checks nothing."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept = b""
+
+    def cut(self, data: bytes) -> list[bytes]:
+        """Return the frames that the data completes."""
+        data = self._kept + data
+        frames = []
+        while len(data) >= HEADER_SIZE:
+            size = HEADER_SIZE + HEADER.unpack_from(data)[1]
+            if len(data) < size:
+                break
+            frames.append(data[:size])
+            data = data[size:]
+        self._kept = data
+        return frames

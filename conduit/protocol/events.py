@@ -1,0 +1,175 @@
+"""What a sans-I/O peer tells its owner, and what both sides tell each other at login.
+
+`VerifierNeeded`, `KeysNeeded` and `WelcomeNeeded` are questions: the peer cannot go on before the
+method of its class that the event names is called. The others are news.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..exceptions import ProtocolError
+from .frames import Frame
+
+__all__ = [
+    "Acknowledged",
+    "Broken",
+    "Capabilities",
+    "Closed",
+    "Event",
+    "KeysNeeded",
+    "Opened",
+    "Peer",
+    "Ponged",
+    "VerifierNeeded",
+    "WelcomeNeeded",
+    "number",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a side accepts, told at login.
+
+    Attributes:
+        frame_max: Bytes of one value.
+        features: Names of optional abilities; `"zlib"` says that it can inflate.
+        calls: Calls that it serves at once.
+        window: Messages, and bytes of messages, that may be sent before any was handled.
+        ttl: Milliseconds that the calls it makes have by default; 0 for no deadline.
+    """
+
+    frame_max: int = 1024 * 1024
+    features: frozenset[str] = frozenset()
+    calls: int = 256
+    window: tuple[int, int] = (256, 1024 * 1024)
+    ttl: int = 30_000
+
+    def to_map(self) -> dict[str, Any]:
+        """Return the map that goes over the wire."""
+        return {
+            "frame_max": self.frame_max,
+            "feat": sorted(self.features),
+            "calls": self.calls,
+            "window": list(self.window),
+            "ttl": self.ttl,
+        }
+
+    @classmethod
+    def from_map(cls, received: Any) -> Capabilities:
+        """Read the map of the peer; keys that are missing have their defaults.
+
+        Raises:
+            ProtocolError: A value has the wrong type or range.
+        """
+        if not isinstance(received, dict):
+            raise ProtocolError(f"caps must be a map, not {type(received).__name__}")
+        window = received.get("window", [256, 1024 * 1024])
+        features = received.get("feat", [])
+        if not isinstance(window, list) or len(window) != 2:
+            raise ProtocolError("caps.window must be [messages, bytes]")
+        if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
+            raise ProtocolError("caps.feat must be a list of names")
+        return cls(
+            frame_max=number("caps.frame_max", received.get("frame_max", 1024 * 1024)),
+            features=frozenset(features),
+            calls=number("caps.calls", received.get("calls", 256)),
+            window=(number("caps.window", window[0]), number("caps.window", window[1])),
+            ttl=number("caps.ttl", received.get("ttl", 30_000), least=0),
+        )
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is known of the other side once the login is done."""
+
+    identity: str = ""
+    name: str = ""
+    version: str = ""
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    heartbeat: tuple[float, float] = (30.0, 90.0)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierNeeded:
+    """The server must look up `user` and call `verifier_found`."""
+
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeysNeeded:
+    """The client must derive its keys from the password and call `keys_derived`."""
+
+    salt: bytes
+    iterations: int
+
+
+@dataclass(frozen=True, slots=True)
+class WelcomeNeeded:
+    """The user has proved who they are; the server must call `welcome` or `refuse`."""
+
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The login is done; frames may be sent."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The peer has accepted more of what was sent, so the outbox is shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ponged:
+    """The answer to the ping with this id."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The peer closes, and says why."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """This peer cannot go on.
+
+    Attributes:
+        error: Why; `AuthenticationError`, `ProtocolError` or what the login ended with.
+    """
+
+    error: Exception
+
+
+Event = (
+    Frame
+    | VerifierNeeded
+    | KeysNeeded
+    | WelcomeNeeded
+    | Opened
+    | Acknowledged
+    | Ponged
+    | Closed
+    | Broken
+)
+
+
+def number(name: str, value: Any, *, least: int = 1) -> int:
+    """Return a number that the peer sent, once it is one.
+
+    Raises:
+        ProtocolError: It is not a number, or out of range.
+    """
+    if type(value) is not int or not least <= value < 2**32:
+        raise ProtocolError(f"{name} must be a number from {least} to {2**32 - 1}")
+    return value

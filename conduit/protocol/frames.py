@@ -1,0 +1,201 @@
+"""The CNDT frame: a 32-byte header and its payload. docs/protocol.md section 2 is the specification.
+
+A header is read and written as five numbers, because magic, version, type and flags together make
+one 64-bit *word*: a single comparison checks all four. `word()` builds it, `ACCEPTED_FLAGS` says
+which words are legal, and the peer in `cndt.py` looks a received word up in a table.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Final
+
+from ..exceptions import ProtocolError
+
+__all__ = [
+    "ACCEPTED_FLAGS",
+    "COMPRESSED",
+    "ENVELOPE",
+    "HEADER",
+    "HEADER_SIZE",
+    "MAGIC",
+    "PRIORITY",
+    "REPLY",
+    "SEQUENCED",
+    "VERSION",
+    "CloseCode",
+    "Frame",
+    "FrameType",
+    "tolerate",
+    "type_name",
+    "word",
+]
+
+MAGIC: Final = b"CNDT"
+VERSION: Final = 1
+
+HEADER: Final = struct.Struct(">QIQQI")
+"""Word (magic, version, type, flags), payload length, correlation id, timestamp, reserved."""
+HEADER_SIZE: Final = HEADER.size
+
+ENVELOPE: Final = 4096
+"""Bytes that a payload may have beyond the user's value: names, metadata, array headers."""
+
+
+class FrameType(enum.IntEnum):
+    """The frame types. Compare plain integers on the hot path; the names are for people."""
+
+    MESSAGE = 1
+    RPC_REQUEST = 2
+    RPC_RESPONSE = 3
+    RPC_ERROR = 4
+    HEARTBEAT_PING = 5
+    HEARTBEAT_PONG = 6
+    AUTH_REQUEST = 7
+    AUTH_SUCCESS = 8
+    AUTH_FAILURE = 9
+    AUTH_CHALLENGE = 16
+    AUTH_RESPONSE = 17
+    ACK = 18
+    CANCEL = 19
+    STREAM_ITEM = 20
+    STREAM_END = 21
+    STREAM_CREDIT = 22
+    GOAWAY = 23
+    CLOSE = 24
+
+
+# Flags.
+COMPRESSED: Final = 1
+SEQUENCED: Final = 2
+PRIORITY: Final = 8
+REPLY: Final = 16
+
+
+class CloseCode(enum.IntEnum):
+    """Why a connection ends: WebSocket's numbers where one fits, 4xxx where none does."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    ABNORMAL = 1006
+    TOO_BIG = 1009
+    TRY_AGAIN_LATER = 1013
+    BAD_PAYLOAD = 4400
+    LOGIN_FAILED = 4401
+    REFUSED = 4403
+    LOGIN_TIMEOUT = 4408
+    FLOOD = 4420
+    TOO_SLOW = 4421
+    HEARTBEAT_TIMEOUT = 4422
+
+
+@dataclass(slots=True)
+class Frame:
+    """A frame that was received.
+
+    Attributes:
+        type: A `FrameType` value, as a plain int.
+        flags: The flags of the header.
+        id: The correlation id, which pairs a request with its answer; 0 for none.
+        payload: MessagePack, not decoded yet. A memoryview is valid only until the next frame of
+            the same connection is read.
+    """
+
+    type: int
+    flags: int
+    id: int
+    payload: bytes | memoryview
+
+
+ACCEPTED_FLAGS: Final[dict[int, tuple[int, ...]]] = {
+    FrameType.MESSAGE: (
+        SEQUENCED,
+        SEQUENCED | COMPRESSED,
+        SEQUENCED | REPLY,
+        SEQUENCED | REPLY | COMPRESSED,
+        PRIORITY,
+        PRIORITY | COMPRESSED,
+    ),
+    FrameType.RPC_REQUEST: (SEQUENCED, SEQUENCED | COMPRESSED),
+    FrameType.RPC_RESPONSE: (SEQUENCED, SEQUENCED | COMPRESSED),
+    FrameType.RPC_ERROR: (SEQUENCED, SEQUENCED | COMPRESSED),
+    FrameType.HEARTBEAT_PING: (0, PRIORITY),
+    FrameType.HEARTBEAT_PONG: (0,),
+    FrameType.AUTH_REQUEST: (0,),
+    FrameType.AUTH_SUCCESS: (0,),
+    FrameType.AUTH_FAILURE: (0,),
+    FrameType.AUTH_CHALLENGE: (0,),
+    FrameType.AUTH_RESPONSE: (0,),
+    FrameType.ACK: (0,),
+    FrameType.CANCEL: (SEQUENCED,),
+    FrameType.STREAM_ITEM: (SEQUENCED, SEQUENCED | COMPRESSED),
+    FrameType.STREAM_END: (SEQUENCED,),
+    FrameType.STREAM_CREDIT: (SEQUENCED,),
+    FrameType.GOAWAY: (0,),
+    FrameType.CLOSE: (0,),
+}
+"""Type -> every combination of flags that a sender may put on it."""
+
+_MAGIC_NUMBER: Final = int.from_bytes(MAGIC, "big")
+
+
+def word(type: int, flags: int = 0) -> int:
+    """Return the first eight bytes of a header as one number."""
+    return _MAGIC_NUMBER << 32 | VERSION << 24 | type << 16 | flags
+
+
+def type_name(type: int) -> str:
+    """Return the name of a frame type for people, also of one that is unknown."""
+    try:
+        return FrameType(type).name
+    except ValueError:
+        return f"type {type}"
+
+
+class NotConduit(ProtocolError):
+    """The bytes are not CNDT at all, so whoever sent them gets no answer."""
+
+
+class OtherVersion(ProtocolError):
+    """The peer speaks another version of the protocol."""
+
+
+def tolerate(received: int, accepted: Container[int], expected: str) -> int:
+    """Deal with a word that is not accepted as it stands.
+
+    The high byte of the flags is for extensions that a receiver may ignore, and so are the types
+    from 128 on. Everything else is an error.
+
+    Args:
+        received: The word.
+        accepted: The words that may come.
+        expected: The same for people, for the error's text.
+
+    Returns:
+        The accepted word without the flags that are to be ignored, or 0 to ignore the whole frame.
+
+    Raises:
+        NotConduit: The magic is wrong.
+        OtherVersion: The version is not 1.
+        ProtocolError: The type or a flag is unknown, or not allowed here.
+    """
+    if received >> 32 != _MAGIC_NUMBER:
+        raise NotConduit("the first bytes are not a conduit frame; does the peer speak CNDT?")
+    version, type, flags = received >> 24 & 0xFF, received >> 16 & 0xFF, received & 0xFF
+    if version != VERSION:
+        raise OtherVersion(
+            f"the peer speaks protocol version {version}, this side speaks version {VERSION}"
+        )
+    if type >= 128:
+        return 0
+    if word(type, flags) in accepted:
+        return word(type, flags)
+    if type not in ACCEPTED_FLAGS:
+        raise ProtocolError(f"unknown frame type {type}")
+    if flags not in ACCEPTED_FLAGS[type]:
+        raise ProtocolError(f"flags 0x{flags:02x} are not allowed on {type_name(type)}")
+    raise ProtocolError(f"{type_name(type)} came where {expected} was expected")

@@ -1,0 +1,336 @@
+"""Both sides of the login, without I/O. docs/protocol.md section 5 is the specification.
+
+What a side cannot do by itself it asks for: `VerifierNeeded` (look a user up), `KeysNeeded` (derive
+keys from the password, which takes a tenth of a second) and `WelcomeNeeded` (decide whether to let
+the user in). The exchange itself is `scram.py`; here are its frames, and what both sides tell each
+other beside it. Everything that they tell each other is under both signatures, by the digest `d`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from msgpack import packb
+
+from ..exceptions import AuthenticationError, PayloadTooLarge, ProtocolError, Unavailable
+from .events import (
+    Capabilities,
+    KeysNeeded,
+    Peer,
+    VerifierNeeded,
+    WelcomeNeeded,
+    number,
+)
+from .frames import VERSION, FrameType
+from .payload import decode
+from .scram import (
+    DEFAULT_ITERATIONS,
+    MECHANISM,
+    MECHANISM_PLUS,
+    ClientScram,
+    Keys,
+    ServerScram,
+    Verifier,
+    transcript_digest,
+)
+from .session import Session
+
+__all__ = ["ANONYMOUS", "ClientLogin", "ServerLogin"]
+
+ANONYMOUS: Final = "ANONYMOUS"
+"""The mechanism of a server that has no users, which serves only its own machine."""
+
+AGENT_BYTES: Final = 64
+
+
+Send = Callable[[FrameType, Mapping[str, Any]], bytes]
+"""Queue an AUTH frame and return its payload as it goes out."""
+
+
+class ServerLogin:
+    """The accepting side.
+
+    Args:
+        send: Queues an AUTH frame.
+        capabilities: What this side accepts.
+        nonce: 24 characters of base64, fresh for this connection.
+        mock_secret: Makes the salts of users that do not exist; the same for the whole process.
+        mock_iterations: Iterations that unknown users are asked for, as known ones are.
+        binding: The hash of the server's certificate, when the link has one.
+        anonymous: The server has no users, and lets everybody in.
+        compress: Whether this side compresses what it sends, if the peer can inflate.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        *,
+        capabilities: Capabilities,
+        nonce: str,
+        mock_secret: bytes,
+        mock_iterations: int = DEFAULT_ITERATIONS,
+        binding: bytes | None = None,
+        anonymous: bool = False,
+        compress: bool = False,
+    ) -> None:
+        self.peer = Peer()
+        self.compress = compress
+        self._send = send
+        self.capabilities = capabilities
+        self._anonymous = anonymous
+        self._mechanisms = (
+            [ANONYMOUS]
+            if anonymous
+            else [MECHANISM_PLUS, MECHANISM]
+            if binding is not None
+            else [MECHANISM]
+        )
+        self._scram = ServerScram(
+            nonce, binding=binding, mock_secret=mock_secret, mock_iterations=mock_iterations
+        )
+        self._request = b""
+        self._final = ""
+
+    def requested(self, payload: bytes) -> VerifierNeeded | WelcomeNeeded:
+        """Take AUTH_REQUEST.
+
+        Raises:
+            AuthenticationError: The request cannot be granted; `code` says why.
+            ProtocolError: The payload is not what the specification says.
+        """
+        self._request = payload
+        request = _map(payload)
+        agent = _text(request, "agent", limit=AGENT_BYTES)
+        self.peer.name, _, self.peer.version = agent.rpartition("/")
+        if not self.peer.name:
+            self.peer.name, self.peer.version = agent, ""
+        self.peer.capabilities = Capabilities.from_map(request.get("caps", {}))
+        mechanism = _text(request, "mech")
+        if request.get("v") != VERSION:
+            raise AuthenticationError(
+                f"this server speaks protocol version {VERSION}, "
+                f"the client asked for {str(request.get('v'))[:20]}",
+                code="unsupported_version",
+            )
+        if mechanism not in self._mechanisms:
+            raise AuthenticationError(
+                f"login by {mechanism[:32]!r} is not offered", code="unsupported_mechanism"
+            )
+        if self._anonymous:
+            self.peer.identity = "anonymous"
+            return WelcomeNeeded("anonymous")
+        self.peer.identity = self._scram.start(mechanism, _text(request, "scram"))
+        return VerifierNeeded(self.peer.identity)
+
+    def verifier_found(self, verifier: Verifier | None) -> None:
+        """Send AUTH_CHALLENGE; None for a user that does not exist, who is not told so."""
+        caps = packb(self.capabilities.to_map())
+        digest = transcript_digest(VERSION, self._request, caps)
+        challenge = self._scram.challenge(verifier, digest)
+        self._send(FrameType.AUTH_CHALLENGE, {"scram": challenge, "caps": caps})
+
+    def proved(self, payload: bytes) -> WelcomeNeeded:
+        """Take AUTH_RESPONSE.
+
+        Raises:
+            AuthenticationError: The proof is wrong, or the user does not exist.
+            ProtocolError: The payload is not what the specification says.
+        """
+        self._final = self._scram.final(_text(_map(payload), "scram"))
+        return WelcomeNeeded(self.peer.identity)
+
+    def welcome(
+        self, session: Session, heartbeat: tuple[float, float], name: str, version: str
+    ) -> None:
+        """Send AUTH_SUCCESS. `heartbeat` is interval and timeout in seconds, for both sides."""
+        self.peer.heartbeat = heartbeat
+        body: dict[str, Any] = {
+            "scram": self._final,
+            "identity": self.peer.identity,
+            "session": {
+                "id": session.id,
+                "epoch": session.epoch,
+                "resumed": False,
+                "recv": session.received,
+                "ttl": 0,
+            },
+            "hb": [round(seconds * 1000) for seconds in heartbeat],
+            "server": {"name": name, "version": version},
+        }
+        if self._anonymous:
+            body["caps"] = packb(self.capabilities.to_map())
+        self._send(FrameType.AUTH_SUCCESS, body)
+
+    def refuse(
+        self, code: str, message: str, *, retry: bool = False, retry_after: float = 0.0
+    ) -> None:
+        """Send AUTH_FAILURE; the link is to be closed behind it. `retry_after` in seconds."""
+        self._send(
+            FrameType.AUTH_FAILURE,
+            {
+                "code": code,
+                "message": message,
+                "retry": retry,
+                "retry_after": round(retry_after * 1000),
+                "mechs": self._mechanisms,
+            },
+        )
+
+
+class ClientLogin:
+    """The connecting side.
+
+    Args:
+        send: Queues an AUTH frame.
+        capabilities: What this side accepts.
+        nonce: 24 characters of base64, fresh for this connection.
+        user: Who logs in, or None to log in without a password.
+        agent: `name/version`, what this side calls itself.
+        binding: The hash of the certificate that the server showed, under TLS.
+        can_bind: Whether this side could have bound, had the server offered it.
+        min_iterations: Fewer would make the proof cheap to crack, so the client refuses.
+        max_iterations: More would only burn the client's time.
+        compress: Whether this side compresses what it sends, if the peer can inflate.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        *,
+        capabilities: Capabilities,
+        nonce: str,
+        user: str | None,
+        agent: str,
+        binding: bytes | None = None,
+        can_bind: bool = False,
+        min_iterations: int = 100_000,
+        max_iterations: int = 2_000_000,
+        compress: bool = False,
+    ) -> None:
+        self.peer = Peer()
+        self.compress = compress
+        self._send = send
+        self.capabilities = capabilities
+        self._agent = agent
+        self.user = user
+        self._request = b""
+        self._scram = ClientScram(
+            user or "anonymous",
+            nonce,
+            binding=binding,
+            can_bind=can_bind,
+            min_iterations=min_iterations,
+            max_iterations=max_iterations,
+        )
+
+    def open(self) -> None:
+        """Send AUTH_REQUEST."""
+        anonymous = self.user is None
+        self._request = self._send(
+            FrameType.AUTH_REQUEST,
+            {
+                "v": VERSION,
+                "mech": ANONYMOUS if anonymous else self._scram.mechanism,
+                "scram": "" if anonymous else self._scram.first(),
+                "caps": self.capabilities.to_map(),
+                "session": None,
+                "agent": self._agent,
+            },
+        )
+
+    def challenged(self, payload: bytes) -> KeysNeeded:
+        """Take AUTH_CHALLENGE.
+
+        Raises:
+            AuthenticationError: The server asks for what this side must not give, or what both
+                sides told each other was changed on the way.
+            ProtocolError: The payload is not what the specification says.
+        """
+        if self.user is None:
+            raise ProtocolError("the server sent a challenge to a client without a password")
+        challenge = _map(payload)
+        caps = challenge.get("caps")
+        if not isinstance(caps, bytes):
+            raise ProtocolError("AUTH_CHALLENGE without caps")
+        digest = transcript_digest(VERSION, self._request, caps)
+        self._scram.challenge(_text(challenge, "scram"), digest)
+        self.peer.capabilities = Capabilities.from_map(_decode(caps))
+        return KeysNeeded(self._scram.salt, self._scram.iterations)
+
+    def keys_derived(self, keys: Keys) -> None:
+        """Send AUTH_RESPONSE."""
+        self._send(FrameType.AUTH_RESPONSE, {"scram": self._scram.final(keys)})
+
+    def welcomed(self, payload: bytes) -> Session:
+        """Take AUTH_SUCCESS; nothing in it is believed before the server's signature fits.
+
+        Raises:
+            AuthenticationError: The server does not know the password.
+            ProtocolError: The payload is not what the specification says.
+        """
+        success = _map(payload)
+        if self.user is not None:
+            self._scram.verify(_text(success, "scram"))
+        else:
+            caps = success.get("caps")
+            self.peer.capabilities = Capabilities.from_map(
+                _decode(caps) if isinstance(caps, bytes) else {}
+            )
+        self.peer.identity = _text(success, "identity")
+        server = success.get("server")
+        if isinstance(server, dict):
+            self.peer.name = str(server.get("name", ""))
+            self.peer.version = str(server.get("version", ""))
+        heartbeat = success.get("hb")
+        if not isinstance(heartbeat, list) or len(heartbeat) != 2:
+            raise ProtocolError("hb must be [interval, timeout] in milliseconds")
+        interval, timeout = (number("hb", value) / 1000 for value in heartbeat)
+        if timeout <= interval:
+            raise ProtocolError(f"heartbeat timeout {timeout} s must exceed interval {interval} s")
+        self.peer.heartbeat = (interval, timeout)
+        session = success.get("session")
+        if not isinstance(session, dict) or not isinstance(session.get("id"), bytes):
+            raise ProtocolError("AUTH_SUCCESS without a session")
+        return Session(session["id"], session.get("epoch", b""))
+
+    def failed(self, payload: bytes) -> Exception:
+        """Take AUTH_FAILURE and return what to raise."""
+        failure = _map(payload)
+        code, message = _text(failure, "code", limit=64), _text(failure, "message", limit=1024)
+        if code == "busy":
+            after = failure.get("retry_after")
+            seconds = after / 1000 if isinstance(after, int) else 0.0
+            return Unavailable(message, details={"retryable": True, "retry_after": seconds})
+        if code == "unsupported_version":
+            return ProtocolError(message)
+        if code == "invalid_credentials":
+            return AuthenticationError(
+                f"the server refused user {self.user!r}: wrong user name or password"
+            )
+        if code == "unsupported_mechanism" and self.user is None:
+            message = "the server wants a password"
+        elif code == "unsupported_mechanism" and failure.get("mechs") == [ANONYMOUS]:
+            message = "the server has no password, so it cannot prove itself; leave yours out"
+        return AuthenticationError(message or code, code=code)
+
+
+def _decode(payload: bytes) -> Any:
+    try:
+        return decode(payload, max_containers=64)
+    except PayloadTooLarge as exc:
+        raise ProtocolError(str(exc)) from exc
+
+
+def _map(payload: bytes) -> dict[str, Any]:
+    decoded = _decode(payload)
+    if not isinstance(decoded, dict):
+        raise ProtocolError(f"a login frame carries a map, not {type(decoded).__name__}")
+    return decoded
+
+
+def _text(source: Mapping[str, Any], key: str, *, limit: int = 2048) -> str:
+    value = source.get(key)
+    if not isinstance(value, str) or len(value.encode(errors="replace")) > limit:
+        raise ProtocolError(f"{key} must be text of at most {limit} bytes in a login frame")
+    return value

@@ -1,0 +1,274 @@
+"""MessagePack in and out, so that hostile bytes cost little and Python's own types just work.
+
+Reading. `unpackb` trusts the lengths that it is told, so three things come first: `Unpacker.skip()`
+walks the whole payload and allocates nothing, which finds every lying length; a budget counts
+containers, because a megabyte of empty lists would otherwise make a hundred megabytes of objects;
+and extension types are refused. Payloads up to 256 bytes cannot do harm and skip the walk.
+
+Writing. A `Packer` that is kept costs half of `packb`. It must not be used from two threads, nor
+again from inside its own `default`, so there is one `Encoder` per event loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import pathlib
+import uuid
+import zlib
+from typing import Any, Final
+
+from msgpack import Packer, Unpacker, unpackb
+
+from ..exceptions import PayloadTooLarge, ProtocolError
+from .frames import CloseCode
+
+__all__ = ["LARGE", "Encoder", "decode", "deflate", "inflate", "plain"]
+
+LARGE: Final = 64 * 1024
+"""Bytes from which a `bytes` value at the end of a payload is sent without being copied."""
+
+_UNCHECKED: Final = 256
+_FEW_TOKENS: Final = 64
+_BUDGETED: Final = 4096
+_CONTAINERS: Final = 100_000
+
+
+def decode(payload: bytes | memoryview, *, max_containers: int = _CONTAINERS) -> Any:
+    """Decode one payload.
+
+    Args:
+        payload: One MessagePack value, in whole.
+        max_containers: How many lists and maps it may hold; past that, `PayloadTooLarge`.
+
+    Raises:
+        ProtocolError: The bytes are not one well-formed value of plain types.
+        PayloadTooLarge: Well formed, but with too many containers.
+    """
+    try:
+        size = len(payload)
+        if size <= _UNCHECKED:
+            return unpackb(payload, ext_hook=_refuse_extension, strict_map_key=True)
+        _check_lengths(payload, size)
+        if size <= _BUDGETED:
+            return unpackb(payload, ext_hook=_refuse_extension, strict_map_key=True)
+        budget = _Budget(max_containers)
+        return unpackb(
+            payload,
+            ext_hook=_refuse_extension,
+            strict_map_key=True,
+            list_hook=budget.spend_list,
+            object_hook=budget.spend_map,
+        )
+    except (ProtocolError, PayloadTooLarge):
+        raise
+    except Exception as exc:  # noqa: BLE001  # unpackb leaks a dozen kinds; every one means this
+        raise ProtocolError(
+            f"payload of {len(payload)} bytes is not valid MessagePack: {type(exc).__name__}: {exc}",
+            close_code=CloseCode.BAD_PAYLOAD,
+        ) from exc
+
+
+class _Budget:
+    """Counts containers while a payload is decoded."""
+
+    __slots__ = ("left", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = self.left = limit
+
+    def spend_list(self, value: list[Any]) -> list[Any]:
+        self.left -= 1
+        if self.left < 0:
+            raise PayloadTooLarge(f"more than {self.limit} lists and maps in one payload")
+        return value
+
+    def spend_map(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        self.left -= 1
+        if self.left < 0:
+            raise PayloadTooLarge(f"more than {self.limit} lists and maps in one payload")
+        return value
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ProtocolError(
+        f"MessagePack extension type {code} ({len(data)} bytes) is not part of the protocol",
+        close_code=CloseCode.BAD_PAYLOAD,
+    )
+
+
+def _check_lengths(payload: bytes | memoryview, size: int) -> None:
+    """Prove that every length inside the payload is true, without allocating what they claim."""
+    if size >= LARGE and _has_few_tokens(payload, size):
+        return
+    unpacker = Unpacker(max_buffer_size=size)
+    unpacker.feed(payload)
+    unpacker.skip()
+    if unpacker.tell() != size:
+        raise ProtocolError(
+            f"{size - unpacker.tell()} bytes behind the end of the payload",
+            close_code=CloseCode.BAD_PAYLOAD,
+        )
+
+
+# What follows the first byte of a token: (bytes of length field, bytes added to it, kind). Kinds:
+# 0 a scalar, 1 a list, 2 a map. From the MessagePack specification's table of formats.
+_SCALAR, _LIST, _MAP = 0, 1, 2
+_TOKENS: Final[dict[int, tuple[int, int, int]]] = {
+    **{byte: (0, 0, _SCALAR) for byte in (0xC0, 0xC2, 0xC3)},
+    **{0xC4 + power: (1 << power, 0, _SCALAR) for power in range(3)},  # bin 8, 16, 32
+    **{0xC7 + power: (1 << power, 1, _SCALAR) for power in range(3)},  # ext 8, 16, 32
+    0xCA: (0, 4, _SCALAR),
+    0xCB: (0, 8, _SCALAR),
+    **{0xCC + power: (0, 1 << power, _SCALAR) for power in range(4)},  # uint 8 to 64
+    **{0xD0 + power: (0, 1 << power, _SCALAR) for power in range(4)},  # int 8 to 64
+    **{0xD4 + power: (0, 1 + (1 << power), _SCALAR) for power in range(5)},  # fixext 1 to 16
+    **{0xD9 + power: (1 << power, 0, _SCALAR) for power in range(3)},  # str 8, 16, 32
+    0xDC: (2, 0, _LIST),
+    0xDD: (4, 0, _LIST),
+    0xDE: (2, 0, _MAP),
+    0xDF: (4, 0, _MAP),
+    **{byte: (0, 0, _SCALAR) for byte in (*range(0x80), *range(0xE0, 0x100))},
+    **{0xA0 + size: (0, size, _SCALAR) for size in range(32)},
+}
+
+
+def _has_few_tokens(payload: bytes | memoryview, size: int) -> bool:
+    """Whether a large payload is a handful of tokens, every length true.
+
+    Such a payload is mostly one `bytes` or `str`. Walking it here spares `skip()`, which would copy
+    all of it first.
+    """
+    position, wanted = 0, 1
+    for _ in range(_FEW_TOKENS):
+        if wanted == 0:
+            return position == size
+        if position >= size:
+            return False
+        first = payload[position]
+        position += 1
+        if first & 0xF0 == 0x90:
+            wanted += (first & 0x0F) - 1
+        elif first & 0xF0 == 0x80:
+            wanted += 2 * (first & 0x0F) - 1
+        elif first in _TOKENS:
+            width, extra, kind = _TOKENS[first]
+            length = int.from_bytes(payload[position : position + width], "big")
+            position += width
+            wanted -= 1
+            if kind == _SCALAR:
+                position += length + extra
+            else:
+                wanted += kind * length
+        else:
+            return False
+        if position > size or wanted > size:
+            return False
+    return False
+
+
+class Encoder:
+    """Packs values. One per event loop; not to be shared by threads.
+
+    Attributes:
+        pack: `pack(value) -> bytes`, the kept packer's own method. It raises TypeError for a type
+            that cannot be sent, OverflowError for an integer beyond 64 bits and ValueError for
+            text or nesting that MessagePack cannot hold; `explain` turns these into one text.
+    """
+
+    __slots__ = ("pack",)
+
+    def __init__(self) -> None:
+        self.pack = Packer(default=plain, buf_size=16 * 1024).pack
+
+    def split(self, value: Any) -> tuple[bytes, bytes] | None:
+        """Return a value as its encoded head and the large `bytes` that ends it, uncopied.
+
+        Returns:
+            None when the value is not `bytes` of at least `LARGE` bytes, nor a dict whose last
+            value is.
+        """
+        if type(value) is bytes:
+            return (_bin_prefix(len(value)), value) if len(value) >= LARGE else None
+        if type(value) is dict and value:
+            *keys, last = value
+            tail = value[last]
+            if type(tail) is bytes and len(tail) >= LARGE:
+                head = [_map_prefix(len(value))]
+                for key in keys:
+                    head += (self.pack(key), self.pack(value[key]))
+                return b"".join((*head, self.pack(last), _bin_prefix(len(tail)))), tail
+        return None
+
+
+def _bin_prefix(size: int) -> bytes:
+    return b"\xc6" + size.to_bytes(4, "big")
+
+
+def _map_prefix(size: int) -> bytes:
+    return bytes((0x80 | size,)) if size < 16 else b"\xdf" + size.to_bytes(4, "big")
+
+
+def plain(value: Any) -> Any:
+    """Turn a Python object that MessagePack has no type for into one that it has.
+
+    Dates and times become ISO 8601 text, a timedelta its seconds; UUID, Decimal and paths become
+    text, an Enum its value, sets lists; dataclasses and Pydantic models become maps. The receiver's
+    annotation turns them back.
+
+    Raises:
+        TypeError: The type cannot be sent.
+    """
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, (uuid.UUID, decimal.Decimal, pathlib.PurePath)):
+        return str(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    dump = getattr(type(value), "model_dump", None)
+    if dump is not None:
+        return dump(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    raise TypeError(
+        f"cannot send a value of type {type(value).__module__}.{type(value).__qualname__}; "
+        "send plain data, a dataclass or a Pydantic model"
+    )
+
+
+def deflate(payload: bytes) -> bytes:
+    """Compress a payload, fast rather than small."""
+    return zlib.compress(payload, 1)
+
+
+def inflate(payload: bytes | memoryview, limit: int) -> bytes:
+    """Inflate one zlib stream, never past `limit` bytes.
+
+    Raises:
+        ProtocolError: The stream is damaged, not whole, or holds more.
+    """
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(payload, limit + 1)
+    except zlib.error as exc:
+        raise ProtocolError(
+            f"compressed payload of {len(payload)} bytes is damaged: {exc}",
+            close_code=CloseCode.BAD_PAYLOAD,
+        ) from exc
+    if len(data) > limit:
+        raise ProtocolError(
+            f"compressed payload of {len(payload)} bytes exceeds the limit of {limit} bytes",
+            close_code=CloseCode.TOO_BIG,
+        )
+    if not inflater.eof or inflater.unused_data:
+        raise ProtocolError(
+            f"compressed payload of {len(payload)} bytes is not one whole zlib stream",
+            close_code=CloseCode.BAD_PAYLOAD,
+        )
+    return data

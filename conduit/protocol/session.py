@@ -1,0 +1,64 @@
+"""What a session remembers of both directions, so that nothing sent is lost or taken twice.
+
+Each direction numbers its sequenced frames from 1. The receiver verifies that no number is missing
+and acknowledges the highest; the sender keeps every flushed batch until it is acknowledged. The
+numbers belong to the session and not to the link, so that a session can go on over another link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..exceptions import ProtocolError
+
+__all__ = ["ACK_BYTES", "ACK_FRAMES", "Session"]
+
+ACK_FRAMES = 64
+"""Sequenced frames after which the receiver acknowledges at once."""
+ACK_BYTES = 256 * 1024
+"""Bytes after which the receiver acknowledges at once."""
+
+
+class Session:
+    """The numbers of both directions, and the outbox of one.
+
+    Attributes:
+        id: 16 bytes that name the session.
+        epoch: 8 bytes that name the server process in which it lives.
+        sent: The highest number that this side has given out.
+        received: The highest number that this side has accepted.
+        reported: The highest number that this side has acknowledged.
+        outbox_bytes: What waits for an acknowledgement.
+    """
+
+    __slots__ = ("_outbox", "epoch", "id", "outbox_bytes", "received", "reported", "sent")
+
+    def __init__(self, id: bytes = b"", epoch: bytes = b"") -> None:
+        self.id = id
+        self.epoch = epoch
+        self.sent = 0
+        self.received = 0
+        self.reported = 0
+        self.outbox_bytes = 0
+        self._outbox: list[tuple[int, int, Sequence[bytes]]] = []
+
+    def keep(self, size: int, chunks: Sequence[bytes]) -> None:
+        """Keep what is about to be written, which ends with the frame numbered `sent`."""
+        self._outbox.append((self.sent, size, chunks))
+        self.outbox_bytes += size
+
+    def acknowledge(self, number: int) -> None:
+        """Forget what the peer has accepted.
+
+        Raises:
+            ProtocolError: The peer acknowledges what was never sent.
+        """
+        if number > self.sent:
+            raise ProtocolError(f"the peer acknowledges frame {number}, but {self.sent} were sent")
+        accepted = 0
+        for last, size, _ in self._outbox:
+            if last > number:
+                break
+            accepted += 1
+            self.outbox_bytes -= size
+        del self._outbox[:accepted]

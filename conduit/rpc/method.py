@@ -1,0 +1,307 @@
+"""A handler, compiled once: its validator, what is injected, and how its result is made plain.
+
+Pydantic turns the signature into one validator, which takes the parameters of a call as they come
+out of MessagePack and returns positional and keyword arguments. Nothing of the signature is looked
+at again when the handler is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import SchemaValidator
+
+from ..exceptions import InvalidParams
+from ..transport.connection import Connection
+from ..transport.serving import Response
+
+__all__ = ["MessageHandler", "Method"]
+
+ERRORS_SHOWN = 10
+MESSAGE_SHOWN = 200
+
+_PLAIN_TYPES = (int, str, bool, float, bytes, type(None))
+
+Kind = Literal["coroutine", "thread", "inline"]
+
+
+class Method:
+    """A handler for calls.
+
+    Args:
+        function: The user's function.
+        name: Its name on the wire.
+        timeout: Seconds that it may run, whatever the caller allows; None for no limit of its own.
+        extra: Whether unknown parameters are an error or are ignored.
+        thread: False runs a plain `def` on the event loop.
+
+    Raises:
+        TypeError: The signature cannot be served; the text says why.
+    """
+
+    concurrent = True
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        *,
+        timeout: float | None = None,
+        extra: Literal["forbid", "ignore"] = "forbid",
+        thread: bool | None = None,
+    ) -> None:
+        self.function = function
+        self.name = name
+        self.timeout = timeout
+        self.kind: Kind = _kind(function, name, thread)
+        signature, hints = _signature(function, name)
+        injected = [key for key in signature.parameters if _is_connection(hints.get(key))]
+        self._injected = tuple(injected)
+        self._signature = signature
+        parameters = [p for key, p in signature.parameters.items() if key not in injected]
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise TypeError(
+                    f"method {name!r}: *{parameter.name} cannot be validated; name the parameters"
+                )
+        self._model = _lone_model(parameters, hints)
+        self._adapter: TypeAdapter[Any] = _parameters_adapter(name, parameters, hints, extra)
+        self._validate = _arguments_validator(self._adapter)
+        self._returns = _returns_adapter(name, hints)
+        self.finish = _finisher(self._returns, hints.get("return", Any))
+
+    def start(self, data: Any, connection: Any) -> Any:
+        """Validate the parameters and call the function.
+
+        Returns:
+            The coroutine; for kind `thread` the function to be run, arguments bound; for kind
+            `inline` the result.
+
+        Raises:
+            InvalidParams: The parameters do not fit the annotations.
+        """
+        try:
+            if self._model is not None and type(data) is dict:
+                data = (data,)
+            args, kwargs = self._validate(data)
+        except ValidationError as exc:
+            raise _invalid_params(self.name, exc) from None
+        for key in self._injected:
+            kwargs[key] = connection
+        if self.kind == "thread":
+            function = self.function
+            return lambda: function(*args, **kwargs)
+        return self.function(*args, **kwargs)
+
+    @property
+    def signature(self) -> str:
+        """The signature as its callers see it: `add(a: int, b: int) -> int`."""
+        shown = [p for key, p in self._signature.parameters.items() if key not in self._injected]
+        return f"{self.name}{self._signature.replace(parameters=shown)}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what discovery tells of the method."""
+        if self._model is not None:
+            parameters = TypeAdapter(self._model).json_schema()
+        else:
+            parameters = self._adapter.json_schema()
+        return {
+            "name": self.name,
+            "description": inspect.getdoc(self.function) or "",
+            "parameters": parameters,
+            "returns": self._returns.json_schema() if self._returns is not None else {},
+            "requires": None,
+        }
+
+
+class MessageHandler:
+    """A handler for messages.
+
+    Args:
+        function: The user's function: `(connection, message)` on a server, `(message)` on a client.
+        name: The message's name.
+        with_connection: Whether the connection is the first parameter.
+        concurrent: Whether it may run beside other messages of its connection.
+        thread: False runs a plain `def` on the event loop.
+
+    Raises:
+        TypeError: The signature cannot be served; the text says why.
+    """
+
+    timeout: float | None = None
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        *,
+        with_connection: bool,
+        concurrent: bool,
+        thread: bool | None = None,
+    ) -> None:
+        self.function = function
+        self.name = name
+        self.concurrent = concurrent
+        self.kind: Kind = _kind(function, name, thread)
+        signature, hints = _signature(function, name)
+        keys = list(signature.parameters)
+        self._with_connection = with_connection
+        if with_connection:
+            keys = keys[1:]
+        injected = [key for key in keys if _is_connection(hints.get(key))]
+        rest = [key for key in keys if key not in injected]
+        wanted = "(connection, message)" if with_connection else "(message)"
+        if len(rest) != 1 or len(keys) + with_connection != len(signature.parameters):
+            raise TypeError(f"handler for message {name!r} must take {wanted}, not {signature}")
+        self._injected = tuple(injected)
+        annotation = hints.get(rest[0], Any)
+        self._validate: Callable[[Any], Any] | None = None
+        if annotation is not Any:
+            self._validate = _adapter(name, annotation).validate_python
+        self.finish = _finisher(_returns_adapter(name, hints), hints.get("return", Any))
+
+    def start(self, data: Any, connection: Any) -> Any:
+        """Validate the message and call the function; see `Method.start`."""
+        if self._validate is not None:
+            try:
+                data = self._validate(data)
+            except ValidationError as exc:
+                raise _invalid_params(self.name, exc) from None
+        args = (connection, data) if self._with_connection else (data,)
+        kwargs = dict.fromkeys(self._injected, connection)
+        if self.kind == "thread":
+            function = self.function
+            return lambda: function(*args, **kwargs)
+        return self.function(*args, **kwargs)
+
+
+def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
+    if not callable(function):
+        raise TypeError(f"handler {name!r} must be a function, not {type(function).__name__}")
+    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    if inspect.isasyncgenfunction(call) or inspect.isgeneratorfunction(call):
+        raise TypeError(f"handler {name!r} is a generator, and streams are not served yet")
+    if inspect.iscoroutinefunction(call):
+        if thread:
+            raise TypeError(f"handler {name!r} is async, so it runs on the event loop: no thread=")
+        return "coroutine"
+    return "inline" if thread is False else "thread"
+
+
+def _signature(function: Callable[..., Any], name: str) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Return the signature and the annotations as objects."""
+    call = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        hints = typing.get_type_hints(call, include_extras=True)
+    except Exception as exc:
+        raise TypeError(
+            f"an annotation of handler {name!r} cannot be resolved: {exc}; "
+            "it must be importable at module level where the handler is defined"
+        ) from exc
+    return inspect.signature(function), hints
+
+
+def _is_connection(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Connection)
+
+
+def _lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> Any:
+    """Return the Pydantic model that takes the whole map of parameters, if that is all there is."""
+    if len(parameters) != 1:
+        return None
+    hint = hints.get(parameters[0].name)
+    return hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+
+
+def _parameters_adapter(
+    name: str,
+    parameters: list[inspect.Parameter],
+    hints: Mapping[str, Any],
+    extra: Literal["forbid", "ignore"],
+) -> TypeAdapter[Any]:
+    """Return an adapter for a function that has just these parameters."""
+
+    def stand_in() -> None: ...
+
+    annotated = [p.replace(annotation=hints.get(p.name, Any)) for p in parameters]
+    if extra == "ignore":
+        annotated.append(inspect.Parameter("_ignored", inspect.Parameter.VAR_KEYWORD))
+    stand_in.__signature__ = inspect.Signature(annotated)  # type: ignore[attr-defined]
+    stand_in.__annotations__ = {p.name: p.annotation for p in annotated}
+    stand_in.__name__ = stand_in.__qualname__ = name
+    return _adapter(name, stand_in)
+
+
+def _arguments_validator(adapter: TypeAdapter[Any]) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
+    """Return the part of an adapter that makes arguments, without calling the function."""
+    schema: Any = adapter.core_schema
+    definitions = None
+    if schema["type"] == "definitions":
+        definitions, schema = schema["definitions"], schema["schema"]
+    arguments = schema["arguments_schema"]
+    if definitions is not None:
+        arguments = {"type": "definitions", "schema": arguments, "definitions": definitions}
+    return SchemaValidator(arguments).validate_python
+
+
+def _returns_adapter(name: str, hints: Mapping[str, Any]) -> TypeAdapter[Any] | None:
+    hint = hints.get("return", Any)
+    origin = get_origin(hint)
+    if hint is Response or origin is Response:
+        inner = typing.get_args(hint)
+        hint = inner[0] if inner else Any
+    if hint is Any or isinstance(hint, TypeVar):
+        return None
+    return _adapter(name, hint)
+
+
+def _finisher(adapter: TypeAdapter[Any] | None, hint: Any) -> Callable[[Any], Any] | None:
+    """Return what checks a result and makes it plain."""
+    if adapter is None:
+        return None
+    validate = adapter.validator.validate_python
+    if hint in _PLAIN_TYPES or (isinstance(hint, types.UnionType) and _all_plain(hint)):
+        return validate
+    dump = adapter.serializer.to_python
+
+    def finish(result: Any) -> Any:
+        if type(result) is Response:
+            return Response(dump(validate(result.value)), result.headers)
+        return dump(validate(result))
+
+    return finish
+
+
+def _all_plain(union: types.UnionType) -> bool:
+    return all(member in _PLAIN_TYPES for member in typing.get_args(union))
+
+
+def _adapter(name: str, hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint)
+    except PydanticUserError as exc:
+        raise TypeError(f"handler {name!r} cannot be validated by Pydantic: {exc.message}") from exc
+
+
+def _invalid_params(name: str, error: ValidationError) -> InvalidParams:
+    """Say which parameters do not fit, without the values: they may be secrets."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = [
+        {
+            "path": ".".join(str(part) for part in one["loc"])[:MESSAGE_SHOWN],
+            "message": one["msg"][:MESSAGE_SHOWN],
+            "type": one["type"],
+        }
+        for one in found[:ERRORS_SHOWN]
+    ]
+    listed = "; ".join(
+        f"{one['path']}: {one['message']}" if one["path"] else one["message"] for one in errors
+    )
+    more = f" and {len(found) - ERRORS_SHOWN} more" if len(found) > ERRORS_SHOWN else ""
+    return InvalidParams(f"{name!r}: {listed}{more}"[:2000], details={"errors": errors})

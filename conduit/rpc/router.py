@@ -1,0 +1,142 @@
+"""Names to handlers. A server has one for all its connections, and so has a client."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
+
+from ..exceptions import MethodNotFound
+from ..transport.calls import NAME_BYTES
+from .method import MessageHandler, Method
+
+__all__ = ["Router"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+BUILT_IN = "conduit."
+"""Names that begin so belong to conduit."""
+SUGGESTED_FROM = 256
+SUGGESTED_LENGTH = 64
+
+
+class Router:
+    """The handlers of one side.
+
+    Args:
+        with_connection: Whether message handlers get the connection as their first parameter.
+
+    Attributes:
+        methods: Handlers of calls, by name.
+        messages: Handlers of messages, by name.
+    """
+
+    def __init__(self, *, with_connection: bool) -> None:
+        self._with_connection = with_connection
+        self.methods: dict[str, Method] = {}
+        self.messages: dict[str, MessageHandler] = {}
+        self.methods["conduit.discover"] = Method(self._discover, "conduit.discover", thread=False)
+
+    def add_method(
+        self,
+        function: F,
+        name: str | None,
+        *,
+        timeout: float | None,
+        extra: Literal["forbid", "ignore"],
+        thread: bool | None,
+    ) -> F:
+        """Register a handler for calls and return it unchanged.
+
+        Raises:
+            ValueError: The name is taken or is none.
+            TypeError: The signature cannot be served.
+        """
+        if name is None:
+            name = getattr(function, "__name__", "")
+        _check_name(name, self.methods)
+        if name.startswith(BUILT_IN):
+            raise ValueError(
+                f"method name {name!r}: names that begin with {BUILT_IN!r} are built in"
+            )
+        self.methods[name] = Method(function, name, timeout=timeout, extra=extra, thread=thread)
+        return function
+
+    def method_decorator(
+        self,
+        name: Any,
+        *,
+        timeout: float | None,
+        extra: Literal["forbid", "ignore"],
+        thread: bool | None,
+    ) -> Any:
+        """Serve `@rpc`, `@rpc()` and `@rpc("name")` alike."""
+
+        def register(function: F, name: str | None = None) -> F:
+            return self.add_method(function, name, timeout=timeout, extra=extra, thread=thread)
+
+        if callable(name):
+            return register(name)
+        return lambda function: register(function, name)
+
+    def add_message(self, function: F, name: str, *, concurrent: bool, thread: bool | None) -> F:
+        """Register a handler for messages and return it unchanged.
+
+        Raises:
+            ValueError: The name is taken or is none.
+            TypeError: The signature cannot be served.
+        """
+        _check_name(name, self.messages)
+        self.messages[name] = MessageHandler(
+            function,
+            name,
+            with_connection=self._with_connection,
+            concurrent=concurrent,
+            thread=thread,
+        )
+        return function
+
+    def unknown_method(self, name: str) -> MethodNotFound:
+        """Return the error for a name that is not there, with the nearest that is."""
+        nearest = _nearest(name, (one for one in self.methods if not one.startswith(BUILT_IN)))
+        hint = f"; did you mean {self.methods[nearest].signature}?" if nearest else ""
+        return MethodNotFound(
+            f"no method {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
+        )
+
+    def unknown_message(self, name: str) -> MethodNotFound:
+        """Return the error for a message that has no handler."""
+        nearest = _nearest(name, self.messages)
+        hint = f"; did you mean {nearest!r}?" if nearest else ""
+        return MethodNotFound(
+            f"no handler for message {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
+        )
+
+    def _discover(self) -> list[dict[str, Any]]:
+        """Describe every method."""
+        return [
+            method.describe()
+            for name, method in self.methods.items()
+            if not name.startswith(BUILT_IN)
+        ]
+
+
+def _check_name(name: str, taken: dict[str, Any]) -> None:
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name.encode()) <= NAME_BYTES
+        or not name.isprintable()
+    ):
+        raise ValueError(
+            f"a handler needs a printable name of 1 to {NAME_BYTES} bytes, not {name!r:.80}"
+        )
+    if name in taken:
+        raise ValueError(f"{name!r} has a handler already")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like another; bounded, because a peer chooses the name."""
+    if len(name) > SUGGESTED_LENGTH:
+        return None
+    candidates = [one for one, _ in zip(known, range(SUGGESTED_FROM), strict=False)]
+    return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)

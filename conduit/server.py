@@ -1,0 +1,574 @@
+"""The server: handlers, a listening socket, and the connections that it has accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, cast, overload
+
+from .descriptors import Address, ServerDescriptor
+from .exceptions import AuthenticationError, ConnectionClosed, RPCError
+from .protocol.events import Capabilities, KeysNeeded, VerifierNeeded, WelcomeNeeded
+from .protocol.frames import HEADER, PRIORITY, CloseCode, FrameType, word
+from .protocol.login import ServerLogin
+from .protocol.scram import DEFAULT_ITERATIONS, Verifier
+from .protocol.session import Session
+from .rpc.router import Router
+from .transport.background import Background
+from .transport.connection import Connection, Settings
+from .transport.link import SocketLink
+from .transport.listeners import Listener, bind
+from .transport.loop import Shared, milliseconds
+from .transport.messages import encode_message
+from .transport.tls import server_context, server_end_point
+
+__all__ = ["Server"]
+
+logger = logging.getLogger("conduit.server")
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+_BROADCAST = word(FrameType.MESSAGE, PRIORITY)
+
+Exclude = Connection | str | Iterable["Connection | str"] | None
+
+
+class Server:
+    """Serves handlers to the clients that log in.
+
+    Args:
+        descriptor: A `ServerDescriptor`; or a URL (`tcp://host:port`, `tls://host:port`) or nothing,
+            with the descriptor's fields as keywords.
+
+    Raises:
+        pydantic.ValidationError: A field is unknown or does not fit.
+    """
+
+    def __init__(self, descriptor: ServerDescriptor | str | None = None, **fields: Any) -> None:
+        self.descriptor = _descriptor(descriptor, fields)
+        self.name = self.descriptor.name
+        self.version = self.descriptor.version
+        limits = self.descriptor.limits
+        self._router = Router(with_connection=True)
+        self._settings = Settings(
+            capabilities=Capabilities(
+                frame_max=limits.max_payload,
+                features=frozenset({"zlib"}),
+                calls=limits.max_calls,
+                window=(limits.max_messages, limits.max_message_bytes),
+                ttl=_milliseconds(self.descriptor.rpc_timeout),
+            ),
+            timeout=self.descriptor.rpc_timeout,
+            outbox_bytes=limits.outbox_bytes,
+            backpressure=self.descriptor.enable_backpressure,
+            heartbeat=(self.descriptor.heartbeat_interval, self.descriptor.heartbeat_timeout),
+        )
+        self._hooks: dict[str, list[Callable[..., Any]]] = {
+            name: [] for name in ("startup", "shutdown", "client_connect", "client_disconnect")
+        }
+        self._connections: dict[str, Connection] = {}
+        self._joining: dict[Connection, asyncio.TimerHandle] = {}
+        self._surplus: set[Connection] = set()
+        self._epoch = secrets.token_bytes(8)
+        self._mock_secret = secrets.token_bytes(32)
+        self._verifier: Verifier | None = None
+        self._binding: bytes | None = None
+        self._listener: Listener | None = None
+        self._address: tuple[str, int] | None = None
+        self._tasks = Background(logger)
+        self._logins_and_hooks = Background(logger)
+        self._stopping: asyncio.Event | None = None
+
+    # Handlers and hooks.
+
+    def on(
+        self, name: str, *, concurrent: bool = False, thread: bool | None = None
+    ) -> Callable[[F], F]:
+        """Register a handler for messages: `async def handler(connection, message)`.
+
+        What it returns goes back to the sender: as the answer when the sender used `request`, else
+        as the message `<name>_response`. Messages of one connection are handled one after another.
+
+        Args:
+            name: The message's name.
+            concurrent: Run beside other messages of the same connection.
+            thread: False runs a plain `def` on the event loop instead of in a thread.
+
+        Raises:
+            ValueError: The name has a handler already.
+            TypeError: The signature does not fit, or an annotation cannot be resolved.
+        """
+        return lambda function: self._router.add_message(
+            function, name, concurrent=concurrent, thread=thread
+        )
+
+    @overload
+    def rpc(self, function: F, /) -> F: ...
+
+    @overload
+    def rpc(
+        self,
+        name: str | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        extra: Literal["forbid", "ignore"] = "forbid",
+        thread: bool | None = None,
+    ) -> Callable[[F], F]: ...
+
+    def rpc(
+        self,
+        name: Any = None,
+        /,
+        *,
+        timeout: float | None = None,
+        extra: Literal["forbid", "ignore"] = "forbid",
+        thread: bool | None = None,
+    ) -> Any:
+        """Register a method: `@server.rpc`, or `@server.rpc("name", timeout=5)`.
+
+        Parameters are validated by their annotations, the result by the return annotation. A
+        parameter annotated with `Connection` is filled in. A plain `def` runs in a thread.
+
+        Args:
+            name: The name on the wire; the function's own by default.
+            timeout: Seconds that it may run at most.
+            extra: `"ignore"` drops unknown parameters instead of refusing the call.
+            thread: False runs a plain `def` on the event loop instead of in a thread.
+
+        Raises:
+            ValueError: The name has a handler already.
+            TypeError: The signature cannot be served, or an annotation cannot be resolved.
+        """
+        return self._router.method_decorator(name, timeout=timeout, extra=extra, thread=thread)
+
+    @overload
+    def on_startup(self, function: F, /) -> F: ...
+    @overload
+    def on_startup(self) -> Callable[[F], F]: ...
+    def on_startup(self, function: Any = None, /) -> Any:
+        """Register a hook `(server)` that runs once the address is known, before any client."""
+        return self._hook("startup", function)
+
+    @overload
+    def on_shutdown(self, function: F, /) -> F: ...
+    @overload
+    def on_shutdown(self) -> Callable[[F], F]: ...
+    def on_shutdown(self, function: Any = None, /) -> Any:
+        """Register a hook `(server)` that runs when every connection has ended."""
+        return self._hook("shutdown", function)
+
+    @overload
+    def on_client_connect(self, function: F, /) -> F: ...
+    @overload
+    def on_client_connect(self) -> Callable[[F], F]: ...
+    def on_client_connect(self, function: Any = None, /) -> Any:
+        """Register a hook `(connection)` that runs after the login, before any handler.
+
+        A hook that raises refuses the client; the text of an `RPCError` reaches it. Messages that
+        the hook sends arrive first. It cannot call the client, which is not in yet.
+        """
+        return self._hook("client_connect", function)
+
+    @overload
+    def on_client_disconnect(self, function: F, /) -> F: ...
+    @overload
+    def on_client_disconnect(self) -> Callable[[F], F]: ...
+    def on_client_disconnect(self, function: Any = None, /) -> Any:
+        """Register a hook `(connection, reason)` that runs once when a client has gone.
+
+        `reason` is the `ConnectionClosed` that the connection ended with.
+        """
+        return self._hook("client_disconnect", function)
+
+    def _hook(self, name: str, function: Any) -> Any:
+        if function is None:
+            return lambda function: self._hook(name, function)
+        self._hooks[name].append(function)
+        return function
+
+    # Life.
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that the server listens on; the real port when the descriptor says 0.
+
+        Raises:
+            RuntimeError: The server has not started.
+        """
+        if self._address is None:
+            raise RuntimeError("the server has no address before it starts")
+        return self._address
+
+    @property
+    def connections(self) -> Mapping[str, Connection]:
+        """The clients that are logged in, by connection id."""
+        return MappingProxyType(self._connections)
+
+    async def start(self) -> None:
+        """Bind the socket, run the startup hooks, then accept clients.
+
+        Raises:
+            OSError: The address cannot be listened on; a certificate cannot be read.
+            ssl.SSLError: Certificate and key do not fit.
+            ValueError: There is no password, and the address is not a loopback one.
+            RuntimeError: The server runs already.
+        """
+        if self._listener is not None or self._address is not None:
+            raise RuntimeError("the server runs already")
+        descriptor = self.descriptor
+        address = Address(
+            host=_host(descriptor), port=descriptor.port, tls=descriptor.tls is not None
+        )
+        self._check_exposure(address)
+        context = server_context(descriptor.tls) if descriptor.tls is not None else None
+        if descriptor.tls is not None:
+            self._binding = server_end_point(descriptor.tls)
+        await self._make_verifier()
+        listening = await bind(address, ipv6=descriptor.ipv6)
+        self._address = listening.getsockname()[:2]
+        self._stopping = asyncio.Event()
+        try:
+            await self._run_hooks("startup", self)
+        except BaseException:
+            listening.close()
+            self._address = None
+            raise
+        self._listener = Listener(listening, context, self._admit, self._make_connection)
+        logger.info("%s listens on %s:%s", self.name, *self.address)
+
+    def _check_exposure(self, address: Address) -> None:
+        """Refuse to serve everybody without a password; warn about plain TCP."""
+        descriptor = self.descriptor
+        if _is_loopback(address.host):
+            return
+        if descriptor.password is descriptor.verifier is descriptor.users is None:
+            raise ValueError(
+                f"{address} can be reached from other machines, so the server needs a password, "
+                "a verifier or users; or listen on 127.0.0.1"
+            )
+        if descriptor.tls is None:
+            logger.warning(
+                "%s serves plain TCP to other machines: messages can be read and changed on the "
+                "way; use tls=TLS(certificate=..., key=...)",
+                address,
+            )
+
+    async def _make_verifier(self) -> None:
+        descriptor = self.descriptor
+        if descriptor.verifier is not None:
+            self._verifier = Verifier.parse(descriptor.verifier.get_secret_value())
+        elif descriptor.password is not None and self._verifier is None:
+            # A tenth of a second of CPU, so not on the event loop.
+            self._verifier = await asyncio.to_thread(
+                Verifier.from_password,
+                descriptor.password.get_secret_value(),
+                salt=secrets.token_bytes(16),
+            )
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """Stop: accept nobody, let running calls end, close every connection.
+
+        May be called at any time and more than once.
+
+        Args:
+            grace: Seconds that running handlers have; then they are cancelled.
+        """
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        await listener.close()
+        if self._stopping is not None:
+            self._stopping.set()
+        for connection in list(self._joining):
+            connection.protocol.refuse("busy", "the server stops", retry=True, retry_after=1.0)
+            connection.fail(ConnectionClosed("the server stops"), CloseCode.GOING_AWAY, "")
+        ended = [connection.drain(grace) for connection in list(self._connections.values())]
+        await asyncio.gather(*ended)
+        await self._tasks.cancel()
+        await self._logins_and_hooks.finish(grace)
+        with contextlib.suppress(Exception):  # logged by _run_hooks
+            await self._run_hooks("shutdown", self)
+        self._address = None
+        logger.info("%s has stopped", self.name)
+
+    async def run(self, *, signals: bool = True) -> None:
+        """Serve until cancelled, stopped, or told to end by SIGINT or SIGTERM.
+
+        Args:
+            signals: False leaves the signals of the process alone.
+
+        Raises:
+            OSError, ValueError, ssl.SSLError: As `start`.
+        """
+        await self.start()
+        assert self._stopping is not None
+        stopping = self._stopping
+        try:
+            with _handled_signals(stopping.set) if signals else contextlib.nullcontext():
+                await stopping.wait()
+        finally:
+            await self.stop()
+
+    async def __aenter__(self: T) -> T:
+        await cast("Server", self).start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    def start_task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine beside the handlers; it is cancelled when the server stops.
+
+        It inherits nothing of the handler that starts it. An exception is logged.
+        """
+        return self._tasks.start(coroutine)
+
+    # Messages to many.
+
+    async def broadcast(
+        self, name: str, data: Any = None, *, exclude: Exclude = None, reliable: bool = False
+    ) -> int:
+        """Send a message to every client, and never wait for one.
+
+        Args:
+            name: The name of the clients' handler.
+            data: Plain data, a dataclass or a Pydantic model; encoded once.
+            exclude: A connection, its id, or several of either, that get nothing.
+            reliable: Send everyone a message of their own, kept until it is acknowledged. A client
+                that lets more than its outbox pile up is closed. Without it, a client that does not
+                keep up misses the message.
+
+        Returns:
+            The number of clients that it was sent to.
+        """
+        if not self._connections:
+            return 0
+        shared = Shared.of(asyncio.get_running_loop())
+        payload = encode_message(shared.encoder, name, data)
+        left_out = _ids(exclude)
+        chosen = [connection for id, connection in self._connections.items() if id not in left_out]
+        if reliable:
+            limit = self.descriptor.limits.outbox_bytes
+            return sum(connection.send_reliably(payload, limit) for connection in chosen)
+        frame = HEADER.pack(_BROADCAST, len(payload), 0, milliseconds(), 0) + payload
+        return sum(connection.push(frame) for connection in chosen)
+
+    # What connections call.
+
+    def _admit(self) -> bool:
+        starting = self._listener.starting if self._listener is not None else 0
+        return len(self._joining) + starting < self.descriptor.limits.max_pending_logins
+
+    def _make_connection(self, link: SocketLink, transport: asyncio.Transport) -> Connection:
+        loop = asyncio.get_running_loop()
+        descriptor = self.descriptor
+        connection = Connection(
+            Shared.of(loop),
+            loop,
+            self,
+            self._router,
+            self._settings,
+            first_id=2,
+            address=transport.get_extra_info("peername"),
+        )
+        if len(self._connections) + len(self._joining) >= descriptor.max_connections:
+            self._surplus.add(connection)
+        self._joining[connection] = loop.call_later(
+            descriptor.limits.login_timeout, self._too_slow, connection
+        )
+        protocol = connection.protocol
+        protocol.accept(
+            ServerLogin(
+                protocol.send_login,
+                capabilities=self._settings.capabilities,
+                nonce=secrets.token_urlsafe(18),
+                mock_secret=self._mock_secret,
+                mock_iterations=(
+                    self._verifier.iterations if self._verifier else DEFAULT_ITERATIONS
+                ),
+                binding=self._binding,
+                anonymous=self._verifier is None and descriptor.users is None,
+                compress=descriptor.enable_compression,
+            )
+        )
+        return connection
+
+    def _too_slow(self, connection: Connection) -> None:
+        seconds = self.descriptor.limits.login_timeout
+        reason = f"the login took more than {seconds:g} s"
+        connection.fail(ConnectionClosed(reason), CloseCode.LOGIN_TIMEOUT, reason)
+
+    def asked(
+        self, connection: Connection, event: VerifierNeeded | KeysNeeded | WelcomeNeeded
+    ) -> None:
+        """Go on with the login of a connection."""
+        if connection in self._surplus:
+            most = self.descriptor.max_connections
+            self._refuse(
+                connection,
+                "busy",
+                f"the server is full: {most} connections (max_connections); try again later",
+                retry=True,
+            )
+        elif isinstance(event, VerifierNeeded):
+            users = self.descriptor.users
+            if users is None:
+                known = self._verifier if event.user == "default" else None
+                connection.protocol.verifier_found(known)
+            elif isinstance(users, Mapping):
+                text = users.get(event.user)
+                connection.protocol.verifier_found(Verifier.parse(text) if text else None)
+            else:
+                self._logins_and_hooks.start(self._look_up(connection, event.user))
+        elif self._hooks["client_connect"]:
+            assert isinstance(event, WelcomeNeeded)
+            connection.introduce(self._new_session())
+            self._logins_and_hooks.start(self._ask_hooks(connection))
+        else:
+            connection.introduce(self._new_session())
+            self._let_in(connection)
+
+    def _new_session(self) -> Session:
+        return Session(secrets.token_bytes(16), self._epoch)
+
+    async def _look_up(self, connection: Connection, user: str) -> None:
+        users = self.descriptor.users
+        assert users is not None
+        assert not isinstance(users, Mapping)
+        try:
+            text = await users(user)
+            verifier = Verifier.parse(text) if text else None
+        except Exception:
+            logger.exception("looking up user %r failed", user)
+            self._refuse(connection, "busy", "users cannot be looked up now", retry=True)
+            return
+        if not connection.closed:
+            connection.protocol.verifier_found(verifier)
+            connection.flush()
+
+    async def _ask_hooks(self, connection: Connection) -> None:
+        try:
+            await self._run_hooks("client_connect", connection)
+        except RPCError as exc:
+            self._refuse(connection, "refused", str(exc))
+        except Exception:  # noqa: BLE001  # logged by _run_hooks
+            self._refuse(connection, "refused", "the server refused this client")
+        else:
+            self._let_in(connection)
+
+    def _refuse(
+        self, connection: Connection, code: str, message: str, *, retry: bool = False
+    ) -> None:
+        if not connection.closed:
+            connection.protocol.refuse(
+                code, message, retry=retry, retry_after=1.0 if retry else 0.0
+            )
+            error = AuthenticationError(message, code=code)
+            connection.fail(error, CloseCode.LOGIN_FAILED, message)
+
+    def _let_in(self, connection: Connection) -> None:
+        if not connection.closed:
+            connection.welcome(self.name, self.version)
+
+    def opened(self, connection: Connection) -> None:
+        """Count a client in."""
+        self._joining.pop(connection).cancel()
+        self._connections[connection.id] = connection
+        logger.info("%r logged in as %r", connection, connection.identity)
+
+    def ended(self, connection: Connection, error: Exception) -> None:
+        """Count a client, or a login that failed, out."""
+        self._surplus.discard(connection)
+        timer = self._joining.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+            logger.info("login from %s failed: %s", connection.address, error)
+        if self._connections.pop(connection.id, None) is not None:
+            logger.info("%r has gone: %s", connection, error)
+            if self._hooks["client_disconnect"]:
+                reason = connection.reason
+                self._logins_and_hooks.start(
+                    self._run_hooks("client_disconnect", connection, reason)
+                )
+
+    async def _run_hooks(self, name: str, *args: Any) -> None:
+        """Run the hooks of a kind in order; the first that raises ends it."""
+        for hook in self._hooks[name]:
+            try:
+                result = hook(*args)
+                if asyncio.iscoroutine(result):
+                    await result
+            except Exception:
+                logger.exception("the hook on_%s %r failed", name, hook)
+                raise
+
+
+def _descriptor(
+    descriptor: ServerDescriptor | str | None, fields: dict[str, Any]
+) -> ServerDescriptor:
+    if isinstance(descriptor, ServerDescriptor):
+        if fields:
+            raise TypeError(f"give a descriptor or its fields, not both: {', '.join(fields)}")
+        return descriptor
+    if isinstance(descriptor, str):
+        address = Address.parse(descriptor)
+        if address.tls != (fields.get("tls") is not None):
+            raise ValueError(
+                f"{descriptor}: a tls:// URL goes with tls=TLS(certificate=..., key=...)"
+            )
+        fields = {"host": address.host, "port": address.port, **fields}
+    return ServerDescriptor(**fields)
+
+
+def _host(descriptor: ServerDescriptor) -> str:
+    return "::" if descriptor.ipv6 and descriptor.host == "0.0.0.0" else descriptor.host  # noqa: S104
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return 0 if seconds is None else max(1, round(seconds * 1000))
+
+
+def _ids(exclude: Exclude) -> frozenset[str]:
+    """Return the ids of whoever is left out."""
+    if exclude is None:
+        return frozenset()
+    if isinstance(exclude, (Connection, str)):
+        exclude = (exclude,)
+    return frozenset(one if isinstance(one, str) else one.id for one in exclude)
+
+
+@contextlib.contextmanager
+def _handled_signals(stop: Callable[[], None]) -> Any:
+    """Have SIGINT and SIGTERM call `stop`, where signals can be handled at all."""
+    loop = asyncio.get_running_loop()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+    with contextlib.suppress(NotImplementedError):  # Windows' loops have no signal handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            loop.add_signal_handler(number, stop)
+            before[number] = handler
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)

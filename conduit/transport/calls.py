@@ -1,0 +1,364 @@
+"""The calls that this side makes: from the line for a slot to the answer, or to the reason why not.
+
+Every call has an entry in `_pending` until its final frame arrives, also when its caller has given
+up: the peer's handler may still be running, and it occupies one of the slots that the peer grants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from ..exceptions import (
+    ConnectionClosed,
+    ConnectionLost,
+    Overloaded,
+    PayloadTooLarge,
+    ProtocolError,
+    RPCError,
+    RPCTimeout,
+)
+from ..protocol.events import Capabilities
+from ..protocol.frames import SEQUENCED, CloseCode, Frame, FrameType, word
+from ..protocol.payload import LARGE, Encoder, decode
+from .line import Line
+from .loop import Sweep
+from .outlet import Outlet
+
+__all__ = ["DEFAULT", "HANDLING", "NAME_BYTES", "Calls", "Default", "closed_again", "too_large"]
+
+
+class Default:
+    """The type of `DEFAULT`, for annotations."""
+
+    def __repr__(self) -> str:
+        return "DEFAULT"
+
+
+DEFAULT: Final = Default()
+"""The timeout that the descriptor gives."""
+
+HANDLING: ContextVar[object] = ContextVar("conduit_handling", default=None)
+"""Set while a handler runs: whoever serves a call must not wait in line for a call of its own."""
+
+_REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
+_CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
+_PREFIXES: Final = 1024
+NAME_BYTES: Final = 256
+
+Params = Mapping[str, Any] | Sequence[Any] | BaseModel | None
+
+
+class Calls:
+    """The outgoing calls of one connection.
+
+    Args:
+        loop: The event loop.
+        outlet: Where frames go.
+        encoder: Packs arguments.
+        sweep: Watches the deadlines; `expire` is what it calls.
+        first_id: 1 on the connecting side and 2 on the accepting one.
+        timeout: Seconds that a call has by default, or None.
+        backpressure: Whether a call waits for a slot, or is refused.
+    """
+
+    __slots__ = (
+        "_backpressure",
+        "_encoder",
+        "_large",
+        "_limit",
+        "_line",
+        "_loop",
+        "_next_id",
+        "_outlet",
+        "_pending",
+        "_prefixes",
+        "_sweep",
+        "_timeout",
+        "_value_max",
+        "late",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outlet: Outlet,
+        encoder: Encoder,
+        sweep: Sweep,
+        *,
+        first_id: int,
+        timeout: float | None,
+        backpressure: bool,
+    ) -> None:
+        self._loop = loop
+        self._outlet = outlet
+        self._encoder = encoder
+        self._sweep = sweep
+        self._next_id = first_id
+        self._timeout = timeout
+        self._backpressure = backpressure
+        self._limit = 0
+        self._value_max = 0
+        self._line = Line(loop)
+        self._pending: dict[int, tuple[asyncio.Future[list[Any]], float, str, float | None]] = {}
+        self._prefixes: dict[str, bytes] = {}
+        self._large: set[str] = set()
+        self.late = 0
+
+    def opened(self, peer: Capabilities) -> None:
+        """Learn what the peer grants."""
+        self._limit = peer.calls
+        self._value_max = peer.frame_max
+
+    async def call(
+        self,
+        method: str,
+        args: Params = None,
+        timeout: float | None | Default = DEFAULT,
+        whole: bool = False,
+    ) -> Any:
+        """Call a method of the peer and return its result.
+
+        Args:
+            method: The name.
+            args: Parameters by name or by position.
+            timeout: Seconds until `RPCTimeout`, the wait in line included; None waits for ever.
+            whole: Return `[result]` or `[result, headers]`, as it came.
+        """
+        prefix = self._prefixes.get(method)
+        if prefix is None:
+            prefix = self._prefix(method)
+        loop = self._loop
+        if timeout is DEFAULT:
+            seconds = self._timeout
+            suffix = b""
+        else:
+            seconds = timeout  # type: ignore[assignment]  # narrowed by the line above
+            prefix, suffix = self._with_ttl(prefix, seconds)
+        deadline = math.inf if seconds is None else loop.time() + seconds
+        split = None
+        if type(args) is not dict:
+            args = _plain(args)
+        if method in self._large:
+            split = self._encoder.split(args)
+        if split is None:
+            packed = self._encoder.pack(args)
+            size = len(packed)
+            if size >= LARGE:
+                self._large.add(method)
+        else:
+            size = len(split[0]) + len(split[1])
+        if size > self._value_max:
+            raise too_large("the arguments", size, self._value_max)
+        outlet, pending = self._outlet, self._pending
+        if len(pending) >= self._limit or self._line or outlet.blocked or outlet.closed:
+            await self._turn(method, deadline, seconds)
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        id = self._next_id
+        self._next_id = id + 2
+        pending[id] = (future, deadline, method, seconds)
+        if split is None:
+            outlet.send(_REQUEST, id, prefix + packed + suffix)
+        else:
+            head, tail = split
+            outlet.send_split(_REQUEST, id, prefix + head, tail + suffix if suffix else tail)
+        if deadline != math.inf:
+            self._sweep.arm(deadline)
+        if self._line:
+            self._move()
+        try:
+            body = await future
+        except asyncio.CancelledError:
+            self._abandon(id, "the caller was cancelled")
+            raise
+        return body if whole else body[0]
+
+    async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
+        """Wait for the answer to a message that was sent with an id from `take_id`."""
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._pending[id] = (future, deadline, name, timeout)
+        if deadline != math.inf:
+            self._sweep.arm(deadline)
+        try:
+            return (await future)[0]
+        except asyncio.CancelledError:
+            self._abandon(id, "the caller was cancelled")
+            raise
+
+    def take_id(self) -> int:
+        """Return a correlation id; a frame that carries it must be sent before the next is taken."""
+        id = self._next_id
+        self._next_id = id + 2
+        return id
+
+    def deadline(self, timeout: float | None | Default) -> tuple[float | None, float]:
+        """Return a timeout in seconds, the default filled in, and when it ends."""
+        seconds = self._timeout if isinstance(timeout, Default) else timeout
+        return seconds, math.inf if seconds is None else self._loop.time() + seconds
+
+    def _prefix(self, method: str) -> bytes:
+        if not isinstance(method, str) or not 0 < len(method.encode()) <= NAME_BYTES:
+            raise ValueError(
+                f"a method name is text of 1 to {NAME_BYTES} bytes, not {method!r:.80}"
+            )
+        if len(self._prefixes) >= _PREFIXES:
+            self._prefixes.clear()
+        prefix = self._prefixes[method] = b"\x92" + self._encoder.pack(method)
+        return prefix
+
+    def _with_ttl(self, prefix: bytes, seconds: float | None) -> tuple[bytes, bytes]:
+        """Say how much time the call has, where it is not what was agreed at login."""
+        if seconds == self._timeout:
+            return prefix, b""
+        ttl = 0 if seconds is None else max(1, round(seconds * 1000))
+        return b"\x93" + prefix[1:], b"\x81\xa3ttl" + self._encoder.pack(ttl)
+
+    async def _turn(self, method: str, deadline: float, seconds: float | None) -> None:
+        """Wait in line until the peer grants a slot and there is room to send."""
+        outlet = self._outlet
+        while True:
+            if outlet.closed is not None:
+                raise closed_again(outlet.closed)
+            if not self._limit:
+                raise RuntimeError(
+                    f"{method!r} cannot be called before the peer is in; "
+                    "call it from server.start_task(...)"
+                )
+            if HANDLING.get() is not None or not self._backpressure:
+                raise Overloaded(
+                    f"{len(self._pending)} calls are in flight and the peer serves {self._limit} "
+                    f"at once, so {method!r} was not sent"
+                )
+            try:
+                await self._line.wait(None if deadline == math.inf else deadline)
+            except asyncio.TimeoutError:
+                raise RPCTimeout(
+                    f"{method!r} waited {seconds} s for one of {self._limit} call slots",
+                    details={"retryable": True, "executed": False},
+                ) from None
+            if len(self._pending) < self._limit and not outlet.blocked:
+                return
+
+    def _move(self) -> None:
+        if len(self._pending) < self._limit and not self._outlet.blocked:
+            self._line.move()
+
+    def room(self) -> None:
+        """Go on: the outlet has room again."""
+        if self._line:
+            self._move()
+
+    def answered(self, frame: Frame) -> bool:
+        """Take RPC_RESPONSE, or a reply to a message; True when somebody waited for it."""
+        failure: RPCError | None = None
+        body: Any = None
+        try:
+            body = decode(frame.payload)
+        except RPCError as exc:
+            failure = exc
+        else:
+            if frame.type == FrameType.MESSAGE and type(body) is list and len(body) == 2:
+                body = body[1:]
+            if type(body) is not list or not 1 <= len(body) <= 2:
+                raise ProtocolError(
+                    f"{FrameType(frame.type).name} must carry [result] or [result, headers]",
+                    close_code=CloseCode.BAD_PAYLOAD,
+                )
+        entry = self._pending.pop(frame.id, None)
+        if self._line:
+            self._move()
+        if entry is None or entry[0].done():
+            self.late += 1
+            return False
+        if failure is None:
+            entry[0].set_result(body)
+        else:
+            entry[0].set_exception(failure)
+        return True
+
+    def refused(self, frame: Frame) -> bool:
+        """Take RPC_ERROR; True when somebody waited for it."""
+        body = decode(frame.payload)
+        if (
+            type(body) is not list
+            or len(body) != 3
+            or not (isinstance(body[0], str) and isinstance(body[1], str))
+            or not isinstance(body[2], dict)
+        ):
+            raise ProtocolError(
+                "RPC_ERROR must carry [code, message, details]", close_code=CloseCode.BAD_PAYLOAD
+            )
+        entry = self._pending.pop(frame.id, None)
+        if self._line:
+            self._move()
+        if entry is None or entry[0].done():
+            self.late += 1
+            return False
+        entry[0].set_exception(RPCError.from_wire(*body))
+        return True
+
+    def expire(self, now: float) -> float:
+        """End the calls whose deadline has passed, and return the next deadline."""
+        upcoming = math.inf
+        for id, (future, deadline, name, seconds) in list(self._pending.items()):
+            if deadline <= now:
+                if not future.done():
+                    future.set_exception(RPCTimeout(f"no answer to {name!r} within {seconds} s"))
+                self._abandon(id, "the deadline has passed")
+            else:
+                upcoming = min(upcoming, deadline)
+        return upcoming
+
+    def _abandon(self, id: int, reason: str) -> None:
+        """Tell the peer to stop; its final frame still ends the entry."""
+        entry = self._pending.get(id)
+        if entry is not None and self._outlet.closed is None:
+            self._pending[id] = (entry[0], math.inf, entry[2], entry[3])
+            self._outlet.send(_CANCEL, id, self._encoder.pack([reason]))
+
+    def fail(self, error: ConnectionClosed) -> None:
+        """End everything: the connection is gone."""
+        pending, self._pending = self._pending, {}
+        for future, _, name, _ in pending.values():
+            if not future.done():
+                lost = ConnectionLost(
+                    f"the connection was lost while {name!r} was in flight: {error.reason}",
+                    code=error.code,
+                )
+                lost.__cause__ = error.__cause__
+                future.set_exception(lost)
+        self._line.fail(closed_again(error))
+
+
+def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:
+    """Return parameters as a map or an array."""
+    if args is None:
+        return {}
+    if isinstance(args, (dict, list, tuple)):
+        return args
+    if isinstance(args, BaseModel):
+        return args.model_dump()
+    if isinstance(args, Mapping):
+        return dict(args)
+    raise TypeError(
+        f"args must be a mapping, a list, a tuple or a model, not {type(args).__name__}; "
+        "data(a=1) makes one"
+    )
+
+
+def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"{what} take {size} bytes and the peer accepts {limit}; raise its Limits.max_payload"
+    )
+
+
+def closed_again(error: ConnectionClosed) -> ConnectionClosed:
+    """Return a fresh exception, because raising one object twice mixes up its tracebacks."""
+    fresh = ConnectionClosed(error.reason, code=error.code)
+    fresh.__cause__ = error.__cause__
+    return fresh

@@ -1,0 +1,562 @@
+"""One peer, whichever side it is on: what users see of a connection, and where its parts meet.
+
+    link -> receive -> CNDT.receive -> Calls, Serving or Messages -> Outlet -> CNDT.take -> link
+
+A connection does not own the socket. It is given a link, and everything that must outlive one
+(calls, handlers, messages, the session) hangs here. Data arrives by `receive`, which handles a whole
+batch of frames and writes once; nothing runs between batches but one heartbeat timer per loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..exceptions import ConnectionClosed, PayloadTooLarge, ProtocolError
+from ..protocol.cndt import CNDT, State
+from ..protocol.events import (
+    Acknowledged,
+    Broken,
+    Capabilities,
+    Closed,
+    Event,
+    KeysNeeded,
+    Opened,
+    Peer,
+    Ponged,
+    VerifierNeeded,
+    WelcomeNeeded,
+)
+from ..protocol.frames import REPLY, CloseCode, Frame, FrameType
+from ..protocol.session import Session
+from ..rpc.caller import Caller
+from .calls import DEFAULT, HANDLING, Calls, Default, closed_again
+from .loop import Shared, Sweep, milliseconds
+from .messages import Messages
+from .outlet import Link, Outlet
+from .serving import Routes, Serving
+from .wire_log import WireLog
+
+__all__ = ["Connection", "Owner", "Settings"]
+
+logger = logging.getLogger("conduit.connection")
+
+_RESPONSE = int(FrameType.RPC_RESPONSE)
+_REQUEST = int(FrameType.RPC_REQUEST)
+_ERROR = int(FrameType.RPC_ERROR)
+_MESSAGE = int(FrameType.MESSAGE)
+_CANCEL = int(FrameType.CANCEL)
+_CREDIT = int(FrameType.STREAM_CREDIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the descriptor of a side says about each of its connections."""
+
+    capabilities: Capabilities
+    timeout: float | None
+    outbox_bytes: int
+    backpressure: bool
+    heartbeat: tuple[float, float] = (30.0, 90.0)
+
+
+class Owner(Protocol):
+    """The server or the client that a connection belongs to."""
+
+    def asked(
+        self, connection: Connection, event: VerifierNeeded | KeysNeeded | WelcomeNeeded
+    ) -> None:
+        """Answer what the login cannot decide by itself."""
+
+    def opened(self, connection: Connection) -> None:
+        """The login is done."""
+
+    def ended(self, connection: Connection, error: Exception) -> None:
+        """The connection is over: called once, also when the login failed."""
+
+
+class Connection:
+    """A peer that is connected, on a server or on a client.
+
+    Handlers get it as their first parameter, or wherever they annotate a parameter with it.
+
+    Attributes:
+        id: Unique text; the same on both sides.
+        state: A dict for whatever the application wants to remember of this peer.
+        rpc: Calls the peer: `await connection.rpc.call("method", {...})`.
+    """
+
+    __slots__ = (
+        "_alive",
+        "_calls",
+        "_ended",
+        "_error",
+        "_first_id",
+        "_linked",
+        "_loop",
+        "_messages",
+        "_next_ping",
+        "_opened",
+        "_outlet",
+        "_owner",
+        "_pings",
+        "_protocol",
+        "_serving",
+        "_shared",
+        "_silent_since",
+        "_sweep",
+        "_unsent",
+        "_wire_log",
+        "__weakref__",
+        "address",
+        "call",
+        "heartbeat",
+        "id",
+        "identity",
+        "name",
+        "rpc",
+        "state",
+        "version",
+    )
+
+    def __init__(
+        self,
+        shared: Shared,
+        loop: asyncio.AbstractEventLoop,
+        owner: Owner,
+        routes: Routes,
+        settings: Settings,
+        *,
+        first_id: int,
+        address: Any,
+    ) -> None:
+        self._loop = loop
+        self._shared = shared
+        self._owner = owner
+        self._first_id = first_id
+        self._protocol = CNDT(clock=milliseconds, allocate=shared.allocate)
+        self._outlet = Outlet(
+            loop, self._protocol, outbox_bytes=settings.outbox_bytes, on_room=self._room
+        )
+        self._sweep = Sweep(loop, self._expire)
+        self._calls = Calls(
+            loop,
+            self._outlet,
+            shared.encoder,
+            self._sweep,
+            first_id=first_id,
+            timeout=settings.timeout,
+            backpressure=settings.backpressure,
+        )
+        self._serving = Serving(
+            loop,
+            self,
+            routes,
+            self._outlet,
+            shared.encoder,
+            shared.starter,
+            self._sweep,
+            limit=settings.capabilities.calls,
+        )
+        self._messages = Messages(
+            loop,
+            self._outlet,
+            shared.encoder,
+            routes,
+            self._calls,
+            self._serving,
+            window=settings.capabilities.window,
+            backpressure=settings.backpressure,
+        )
+        self._alive = True
+        self._silent_since = 0.0
+        self._next_ping = 0.0
+        self._unsent = 0
+        self._pings: dict[int, asyncio.Future[None]] | None = None
+        self._error: ConnectionClosed | None = None
+        self._opened = False
+        self._linked = False
+        self._ended: asyncio.Future[None] | None = None
+        self._wire_log: WireLog | None = None
+        self.heartbeat = settings.heartbeat
+        self.address = address
+        self.id = ""
+        self.identity = ""
+        self.name = ""
+        self.version = ""
+        self.state: dict[str, Any] = {}
+        self.call = self._calls.call
+        self.rpc = Caller(self.call)
+
+    # What users call.
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is over."""
+        return self._error is not None
+
+    async def send(self, name: str, data: Any = None, *, ack: bool = False) -> None:
+        """Send a message.
+
+        Returns when the message is in the outbox and the peer's credit allows it, so a peer that
+        does not keep up makes the sender wait. Cancelling while it waits sends nothing.
+
+        Args:
+            name: The name of the peer's handler; at most 256 bytes.
+            data: Plain data, a dataclass or a Pydantic model.
+            ack: Wait until the peer's handler has ended.
+
+        Raises:
+            ConnectionClosed: The connection is closed.
+            Overloaded: The peer does not keep up, and backpressure is switched off.
+            PayloadTooLarge: The peer does not accept so much.
+            TypeError: The data cannot be sent.
+        """
+        if ack:
+            await self._messages.request(name, data)
+        else:
+            await self._messages.send(name, data)
+
+    async def request(
+        self, name: str, data: Any = None, *, timeout: float | None | Default = DEFAULT
+    ) -> Any:
+        """Send a message and return what its handler answers.
+
+        Args:
+            name: The name of the peer's handler.
+            data: Plain data, a dataclass or a Pydantic model.
+            timeout: Seconds; the descriptor's `rpc_timeout` by default, None for no deadline.
+
+        Raises:
+            RPCTimeout: No answer came in time.
+            RPCError: The handler failed, or there is none.
+            ConnectionLost: The connection went away before the answer.
+        """
+        return await self._messages.request(name, data, timeout)
+
+    async def ping(self) -> float:
+        """Measure the time to the peer and back, in seconds.
+
+        Raises:
+            ConnectionClosed: The connection is closed, or closes before the answer.
+        """
+        if self._error is not None:
+            raise closed_again(self._error)
+        if self._pings is None:
+            self._pings = {}
+        id = self._protocol.session.sent << 8 | len(self._pings) & 0xFF
+        while id in self._pings:
+            id += 1
+        self._pings[id] = answer = self._loop.create_future()
+        started = self._loop.time()
+        self._protocol.ping(id)
+        self._outlet.flush()
+        try:
+            await answer
+        finally:
+            self._pings.pop(id, None)
+        return self._loop.time() - started
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Close the connection: what was sent still arrives, calls in flight fail.
+
+        Args:
+            code: A close code of docs/protocol.md.
+            reason: Text for the peer, at most 123 bytes.
+        """
+        self._close(ConnectionClosed(reason or "closed by this side", code=code))
+        await self.wait_closed()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is over; cancelling the wait changes nothing."""
+        if self._ended is None:
+            self._ended = self._loop.create_future()
+            if not self._linked and self._error is not None:
+                self._ended.set_result(None)
+        await asyncio.shield(self._ended)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open" if self._opened else "logging in"
+        return f"<Connection {self.id[:8] or 'new'} {self.name!r} at {self.address} {state}>"
+
+    # What the owner calls.
+
+    @property
+    def protocol(self) -> CNDT:
+        """The sans-I/O peer, for the login."""
+        return self._protocol
+
+    @property
+    def running(self) -> int:
+        """Handlers that run for the peer's calls."""
+        return len(self._serving)
+
+    def flush(self) -> None:
+        """Write what the protocol has queued."""
+        self._outlet.flush()
+
+    def push(self, frame: bytes) -> bool:
+        """Send an encoded best-effort frame, unless the peer does not keep up."""
+        if self._outlet.blocked or self._outlet.closed is not None or not self._opened:
+            return False
+        self._protocol.push(frame)
+        if self._protocol.corked >= 64:
+            self._outlet.flush()
+        else:
+            self._outlet.flush_soon()
+        return True
+
+    def send_reliably(self, payload: bytes, limit: int) -> bool:
+        """Send an encoded message without waiting; a peer that lets too much pile up is closed."""
+        if self._outlet.closed is not None or not self._opened:
+            return False
+        waiting = self._messages.send_reliably(payload)
+        if waiting > limit:
+            self._close(
+                ConnectionClosed(
+                    f"{waiting} bytes of broadcasts wait for this peer, more than {limit}",
+                    code=CloseCode.TOO_SLOW,
+                )
+            )
+            return False
+        return True
+
+    def introduce(self, session: Session) -> None:
+        """Know who it is, on the accepting side: the proof was right.
+
+        From now on messages may be sent; they leave after the peer has been told that it is in.
+        """
+        self._protocol.session = session
+        self._meet(self._protocol.peer)
+
+    def welcome(self, name: str, version: str) -> None:
+        """Let the peer in, on the accepting side."""
+        self._protocol.welcome(heartbeat=self.heartbeat, name=name, version=version)
+        self._open(self._protocol.peer)
+        self._outlet.flush()
+
+    async def drain(self, grace: float) -> None:
+        """Tell the peer that the end is near, let running handlers end, and close.
+
+        Args:
+            grace: Seconds that the handlers have; then they are cancelled.
+        """
+        if self._error is None:
+            self._protocol.go_away(CloseCode.GOING_AWAY, "the server stops", round(grace * 1000))
+            self._outlet.flush()
+            await self._serving.drain(grace)
+        await self.close(CloseCode.GOING_AWAY, "the server has stopped")
+
+    @property
+    def reason(self) -> ConnectionClosed | None:
+        """Why the connection is over."""
+        return self._error
+
+    def fail(self, error: Exception, code: int, reason: str) -> None:
+        """End the connection for a reason that the owner has found."""
+        self._close(ConnectionClosed(reason, code=code), error)
+
+    # What the link calls.
+
+    def link_made(self, link: Link) -> None:
+        """Start: the link is up."""
+        self._linked = True
+        self._outlet.use(link)
+        self._silent_since = self._loop.time()
+        self._shared.join(self)
+        if logging.getLogger("conduit.wire").isEnabledFor(logging.DEBUG):
+            self._wire_log = WireLog(self.address)
+            self._outlet.watch = self._wire_log.sent
+        self._outlet.flush()
+
+    def link_lost(self, cause: Exception | None) -> None:
+        """End: the link is gone."""
+        if self._error is None:
+            if self._protocol.eof():
+                reason = "the peer's end came in the middle of a frame"
+            elif cause is not None:
+                reason = f"the link to the peer broke: {cause}"
+            else:
+                reason = "the peer went away without closing"
+            error = ConnectionClosed(reason, code=CloseCode.ABNORMAL)
+            error.__cause__ = cause
+            self._end(error)
+        self._linked = False
+        self._shared.leave(self)
+        if self._ended is None:
+            self._ended = self._loop.create_future()
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Make senders wait: the link's buffer is full."""
+        self._outlet.pause()
+
+    def resume_writing(self) -> None:
+        """Let senders go on."""
+        self._outlet.resume()
+
+    def buffer(self) -> memoryview | None:
+        """Return where the rest of a large frame is to be read to, if one is under way."""
+        return self._protocol.buffer()
+
+    def buffer_filled(self, count: int) -> None:
+        """Take bytes that were read to `buffer()`."""
+        self._alive = True
+        if self._wire_log is not None:
+            self._wire_log.received(bytes((self._protocol.buffer() or b"")[:count]))
+        events = self._protocol.buffer_filled(count)
+        if events:
+            self._handle(events)
+            payload = getattr(events[0], "payload", None)
+            if isinstance(payload, memoryview) and isinstance(payload.obj, bytearray):
+                self._shared.recycle(memoryview(payload.obj))
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer: handle all that they complete, then write once."""
+        self._alive = True
+        if self._wire_log is not None:
+            self._wire_log.received(data)
+        events = self._protocol.receive(data)
+        if events or self._protocol.corked:
+            self._handle(events)
+        if self._protocol.ack_due:
+            self._protocol.ack_due = False
+            self._shared.acknowledge_later(self)
+
+    def _handle(self, events: list[Event]) -> None:
+        outlet, calls, serving = self._outlet, self._calls, self._serving
+        mine, resolved = outlet.cork(), False
+        token = HANDLING.set(self)
+        try:
+            for event in events:
+                if type(event) is not Frame:
+                    self._happened(event)
+                    continue
+                kind = event.type
+                if kind == _RESPONSE:
+                    resolved |= calls.answered(event)
+                elif kind == _REQUEST:
+                    serving.request(event)
+                elif kind == _MESSAGE:
+                    if event.flags & REPLY and event.id:
+                        resolved |= calls.answered(event)
+                    else:
+                        self._messages.receive(event)
+                elif kind == _ERROR:
+                    resolved |= calls.refused(event)
+                elif kind == _CREDIT and event.id == 0:
+                    self._messages.credit(event)
+                elif kind == _CANCEL:
+                    serving.cancel(event)
+        except (ProtocolError, PayloadTooLarge) as exc:
+            code = exc.close_code if isinstance(exc, ProtocolError) else CloseCode.TOO_BIG
+            self.fail(exc, code, str(exc))
+        finally:
+            HANDLING.reset(token)
+            if resolved:
+                outlet.uncork_later()
+            elif mine:
+                outlet.flush()
+
+    def _happened(self, event: Event) -> None:
+        if isinstance(event, Acknowledged):
+            self._outlet.acknowledged()
+        elif isinstance(event, Ponged):
+            answer = self._pings.get(event.id) if self._pings else None
+            if answer is not None and not answer.done():
+                answer.set_result(None)
+        elif isinstance(event, Closed):
+            self._close(
+                ConnectionClosed(
+                    f"closed by the peer: {event.reason or 'no reason given'}", code=event.code
+                )
+            )
+        elif isinstance(event, Broken):
+            error = event.error
+            code = error.close_code if isinstance(error, ProtocolError) else CloseCode.LOGIN_FAILED
+            self._close(ConnectionClosed(str(error), code=code), error)
+        elif isinstance(event, Opened):
+            self._meet(event.peer)
+            self._open(event.peer)
+        elif isinstance(event, (VerifierNeeded, KeysNeeded, WelcomeNeeded)):
+            self._owner.asked(self, event)
+
+    # Life.
+
+    def _meet(self, peer: Peer) -> None:
+        self.id = self._protocol.session.id.hex()
+        self.identity, self.name, self.version = peer.identity, peer.name, peer.version
+        self._serving.opened(peer.capabilities)
+        self._messages.opened(peer.capabilities)
+
+    def _open(self, peer: Peer) -> None:
+        self._opened = True
+        self.heartbeat = peer.heartbeat
+        self._shared.join(self)
+        self._calls.opened(peer.capabilities)
+        self._owner.opened(self)
+
+    def _room(self) -> None:
+        self._serving.room()
+        self._calls.room()
+        self._messages.room()
+
+    def _expire(self, now: float) -> float:
+        return min(self._calls.expire(now), self._serving.expire(now))
+
+    def beat(self, now: float, *, judge: bool) -> None:
+        """Look after the connection, several times in each heartbeat interval.
+
+        Bytes that came and bytes that the peer has taken from us are life. A ping goes out only
+        after silence.
+        """
+        unsent = self._outlet.unsent()
+        if self._alive or unsent < self._unsent or not judge:
+            self._alive = False
+            self._silent_since = now
+        self._unsent = unsent
+        interval, timeout = self.heartbeat
+        silent = now - self._silent_since
+        if not self._opened or self._error is not None:
+            return
+        if silent >= timeout:
+            reason = f"no sign of life from the peer for {silent:.3g} s (heartbeat_timeout)"
+            logger.warning("%r: %s", self, reason)
+            self._close(ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT), abort=True)
+        elif silent >= interval * 0.75 and now >= self._next_ping:
+            self._next_ping = now + interval / 4
+            self._protocol.ping(0)
+            self._outlet.flush()
+
+    def acknowledge(self) -> None:
+        """Tell the peer what has arrived, if no other ACK did so in the meantime."""
+        session = self._protocol.session
+        if session.reported != session.received and self._protocol.state is State.OPEN:
+            self._protocol.acknowledge()
+            self._outlet.flush_soon()
+
+    def _close(
+        self, error: ConnectionClosed, cause: Exception | None = None, *, abort: bool = False
+    ) -> None:
+        """Say goodbye where it can still be said, and end."""
+        if self._error is None:
+            if self._opened:
+                self._protocol.close(error.code, error.reason)
+            self._end(error, cause, abort=abort)
+
+    def _end(
+        self, error: ConnectionClosed, cause: Exception | None = None, *, abort: bool = False
+    ) -> None:
+        self._error = error
+        self._outlet.end(error, abort=abort)
+        self._sweep.stop()
+        self._serving.stop()
+        self._messages.fail(error)
+        self._calls.fail(error)
+        for answer in (self._pings or {}).values():
+            if not answer.done():
+                answer.set_exception(closed_again(error))
+        self._owner.ended(self, cause or error)

@@ -1,0 +1,74 @@
+"""A line in which callers wait for their turn, first come first served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+__all__ = ["Line"]
+
+
+class Line:
+    """Callers that wait until something has room again.
+
+    The first in line stays in it until it has really gone on, so nobody can slip in before it.
+    Whoever has gone on calls `move` when there is room for the next.
+    """
+
+    __slots__ = ("_loop", "_waiters")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiters: deque[asyncio.Future[None]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiters) if self._waiters else 0
+
+    async def wait(self, deadline: float | None = None) -> None:
+        """Wait for the turn.
+
+        Args:
+            deadline: When to give up, on the loop's clock.
+
+        Raises:
+            asyncio.TimeoutError: The deadline passed in line.
+            ConnectionClosed: The line was ended by `fail`.
+        """
+        if self._waiters is None:
+            self._waiters = deque()
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(turn)
+        timer = None
+        if deadline is not None:
+            timer = self._loop.call_at(deadline, _expire, turn)
+        try:
+            await turn
+        except BaseException:
+            self._leave(turn)
+            self.move()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        self._leave(turn)
+
+    def _leave(self, turn: asyncio.Future[None]) -> None:
+        if self._waiters and turn in self._waiters:
+            self._waiters.remove(turn)
+
+    def move(self) -> None:
+        """Let the first in line go on."""
+        if self._waiters and not self._waiters[0].done():
+            self._waiters[0].set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """Send everybody away with an error."""
+        waiters, self._waiters = self._waiters or (), None
+        for turn in waiters:
+            if not turn.done():
+                turn.set_exception(error)
+
+
+def _expire(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_exception(asyncio.TimeoutError())

@@ -1,0 +1,107 @@
+"""A socket as a link: TCP or TLS, on asyncio's loops and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from .connection import Connection
+from .loop import Shared
+
+__all__ = ["SocketLink"]
+
+WRITE_BUFFER = 64 * 1024
+"""Bytes in the transport's buffer from which senders wait."""
+LINGER = 1.0
+"""Seconds that the peer has to take CLOSE and to close its side."""
+
+
+class SocketLink(asyncio.BufferedProtocol):
+    """Reads into the loop's shared slab and hands the bytes to the connection.
+
+    Args:
+        shared: The state of the event loop.
+        connect: Makes the connection once the socket, and TLS if there is any, is ready.
+    """
+
+    __slots__ = ("_connect", "_connection", "_large", "_linger", "_slab", "_transport")
+
+    def __init__(
+        self, shared: Shared, connect: Callable[[SocketLink, asyncio.Transport], Connection]
+    ) -> None:
+        self._slab = shared.slab
+        self._connect = connect
+        self._large = False
+        self._linger: asyncio.TimerHandle | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport and start the connection."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self._connection = self._connect(self, self._transport)
+        self._connection.link_made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to read to."""
+        large = self._connection.buffer()
+        self._large = large is not None
+        return self._slab if large is None else large
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        if self._large:
+            self._connection.buffer_filled(nbytes)
+        else:
+            self._connection.receive(bytes(self._slab[:nbytes]))
+
+    def eof_received(self) -> bool:
+        """Let the transport close itself: nobody uses half of a connection."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the connection that the socket is gone."""
+        if self._linger is not None:
+            self._linger.cancel()
+        self._connection.link_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Pass on that the buffer is full."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass on that the buffer has room."""
+        self._connection.resume_writing()
+
+    # What the connection calls.
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; after the end they have nowhere to go."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def unsent(self) -> int:
+        """Return the size of the transport's buffer in bytes."""
+        return self._transport.get_write_buffer_size()
+
+    def finish(self) -> None:
+        """End the outgoing side, and give the peer a moment to read what it said.
+
+        To close at once, with bytes of the peer unread, would reset the connection, and a reset may
+        overtake the CLOSE frame.
+        """
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+            loop: Any = asyncio.get_running_loop()
+            self._linger = loop.call_later(LINGER, transport.abort)
+        else:
+            transport.close()
+
+    def abort(self) -> None:
+        """Close at once and forget what is unsent."""
+        self._transport.abort()

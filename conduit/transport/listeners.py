@@ -1,0 +1,214 @@
+"""From an address to a socket: listening ones on a server, a connected one on a client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from ..descriptors import Address
+from .connection import Connection
+from .link import SocketLink
+from .loop import Shared
+
+__all__ = ["Listener", "bind", "connect"]
+
+logger = logging.getLogger("conduit.server")
+
+BACKLOG = 4096
+TLS_TIMEOUT = 5.0
+"""Seconds for the TLS handshake of a client."""
+EXHAUSTED_PAUSE = 1.0
+"""Seconds to wait when the process has no descriptor left for a new connection."""
+
+_RESET = struct.pack("ii", 1, 0)
+
+MakeConnection = Callable[[SocketLink, asyncio.Transport], Connection]
+
+
+async def bind(address: Address, *, ipv6: bool) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        OSError: The address is in use, not this machine's, or does not resolve.
+    """
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if ipv6 or ":" in address.host else socket.AF_INET
+    infos = await _resolve(loop, address, family, flags=socket.AI_PASSIVE)
+    listening = socket.socket(infos[0][0], socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(infos[0][4])
+        listening.listen(BACKLOG)
+    except OSError as exc:
+        listening.close()
+        raise _explained(exc, f"cannot listen on {address}") from exc
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+class Listener:
+    """Accepts connections, and counts them before TLS so that a silent peer costs no more than that.
+
+    Args:
+        listening: The socket.
+        tls: The context of a TLS server, or None.
+        admit: Whether one more socket may be taken now.
+        make: Makes the connection of an accepted socket.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        tls: ssl.SSLContext | None,
+        admit: Callable[[], bool],
+        make: MakeConnection,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._socket = listening
+        self._tls = tls
+        self._admit = admit
+        self._make = make
+        self._shared = Shared.of(self._loop)
+        self._starting: set[asyncio.Task[None]] = set()
+        self._task = self._loop.create_task(self._accept())
+
+    @property
+    def starting(self) -> int:
+        """Sockets that are taken but have no connection yet, because TLS is on its way."""
+        return len(self._starting)
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = await self._loop.sock_accept(self._socket)
+            except OSError as exc:
+                logger.warning("cannot accept a connection: %s", exc)
+                await asyncio.sleep(EXHAUSTED_PAUSE)
+                continue
+            if not self._admit():
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                accepted.close()
+                continue
+            task = self._loop.create_task(self._start(accepted))
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _start(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: SocketLink(self._shared, self._make),
+                accepted,
+                ssl=self._tls,
+                ssl_handshake_timeout=TLS_TIMEOUT if self._tls is not None else None,
+            )
+        except (OSError, ssl.SSLError) as exc:
+            logger.info("a client did not complete the TLS handshake: %s", exc)
+            accepted.close()
+
+    async def close(self) -> None:
+        """Stop listening; connections that are up stay so."""
+        self._task.cancel()
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(self._task, *self._starting, return_exceptions=True)
+        self._socket.close()
+
+
+async def connect(
+    address: Address,
+    make: MakeConnection,
+    *,
+    tls: ssl.SSLContext | None,
+    server_name: str | None,
+    prefer_ipv6: bool,
+) -> Connection:
+    """Return a connection whose link is up; the login is still to come.
+
+    A name that has several addresses is tried in order, those of the preferred family first.
+
+    Raises:
+        OSError: The name does not resolve, or nothing answers; the text says what to check.
+        ssl.SSLError: The server's certificate is not trusted, or it does not speak TLS.
+    """
+    loop = asyncio.get_running_loop()
+    infos = await _resolve(loop, address, socket.AF_UNSPEC)
+    preferred = socket.AF_INET6 if prefer_ipv6 else socket.AF_INET
+    infos.sort(key=lambda info: info[0] != preferred)
+    made: list[Connection] = []
+
+    def keep(link: SocketLink, transport: asyncio.Transport) -> Connection:
+        made.append(make(link, transport))
+        return made[-1]
+
+    failure: OSError | None = None
+    for family, _, _, _, target in infos:
+        try:
+            await loop.create_connection(
+                lambda: SocketLink(Shared.of(loop), keep),
+                target[0],
+                target[1],
+                family=family,
+                ssl=tls,
+                server_hostname=(server_name or address.host) if tls is not None else None,
+            )
+        except ssl.SSLError as exc:
+            raise _explained_tls(exc, address) from exc
+        except OSError as exc:
+            failure = failure or exc
+        else:
+            return made[0]
+    assert failure is not None
+    raise _explained(failure, f"cannot connect to {address}") from failure
+
+
+async def _resolve(
+    loop: asyncio.AbstractEventLoop, address: Address, family: int, flags: int = 0
+) -> list[Any]:
+    try:
+        return list(
+            await loop.getaddrinfo(
+                address.host, address.port, family=family, type=socket.SOCK_STREAM, flags=flags
+            )
+        )
+    except socket.gaierror as exc:
+        raise socket.gaierror(
+            exc.errno,
+            f"cannot resolve {address.host!r} of {address}: {exc.strerror}; check the host name",
+        ) from exc
+
+
+_HINTS: dict[type[OSError], str] = {
+    ConnectionRefusedError: "nothing listens there; is the server running, and is the port right?",
+    TimeoutError: "no answer; is a firewall in between?",
+    PermissionError: "ports below 1024 need privileges; choose another",
+}
+
+
+def _explained(exc: OSError, what: str) -> OSError:
+    """Return the same kind of error with a text that names the address and what to do."""
+    text = exc.strerror or str(exc)
+    hint = _HINTS.get(type(exc), "")
+    if "already in use" in text.lower() or exc.errno == 98:
+        hint = "another program listens there; stop it, or choose another port (0 takes a free one)"
+    parts = [f"{what}: {text.lower()}", hint] if hint else [f"{what}: {text.lower()}"]
+    return type(exc)(exc.errno, "; ".join(parts))
+
+
+def _explained_tls(exc: ssl.SSLError, address: Address) -> ssl.SSLError:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        hint = "name the authority with TLS(ca=...) or the server with TLS(server_name=...)"
+    else:
+        hint = "does the server speak TLS on this port?"
+    error = type(exc)(exc.errno or 1, f"TLS with {address} failed: {exc.reason or exc}; {hint}")
+    error.reason = exc.reason
+    return error

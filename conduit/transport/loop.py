@@ -1,0 +1,181 @@
+"""What all connections of one event loop share: one timer, one buffer, one packer.
+
+A connection that sits idle must cost next to nothing, so what would be a timer, a task or a buffer
+of its own is here once. `Shared.of(loop)` finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import ClassVar, Protocol
+from collections.abc import Callable
+
+from ..protocol.payload import Encoder
+from .tasks import Starter
+
+__all__ = ["ACK_DELAY", "Shared", "Sweep", "milliseconds"]
+
+SLAB_BYTES = 256 * 1024
+SPARE_BYTES = 4 * 1024 * 1024
+ACK_DELAY = 0.2
+"""Seconds within which what was accepted is acknowledged."""
+STALL = 1.0
+"""Seconds by which a timer must be late before the loop counts as stalled."""
+
+
+def milliseconds() -> int:
+    """Return the Unix time in milliseconds, for the headers of frames."""
+    return time.time_ns() // 1_000_000
+
+
+class Member(Protocol):
+    """What `Shared` needs of a connection."""
+
+    heartbeat: tuple[float, float]
+
+    def beat(self, now: float, *, judge: bool) -> None: ...
+    def acknowledge(self) -> None: ...
+
+
+class Shared:
+    """The state of one event loop.
+
+    Attributes:
+        slab: Where every socket of the loop reads to; its content is copied out before the next
+            read. Safe on loops that read when the socket is ready, which all but Windows' proactor
+            do.
+        encoder: Packs values.
+        starter: Starts handlers.
+    """
+
+    _all: ClassVar[dict[asyncio.AbstractEventLoop, Shared]] = {}
+
+    __slots__ = (
+        "_beat_timer",
+        "_due",
+        "_loop",
+        "_members",
+        "_period",
+        "_spare",
+        "_unacknowledged",
+        "encoder",
+        "slab",
+        "starter",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._members: set[Member] = set()
+        self._unacknowledged: list[Member] = []
+        self._beat_timer: asyncio.TimerHandle | None = None
+        self._period = 0.0
+        self._due = 0.0
+        self._spare: memoryview | None = None
+        self.slab = memoryview(bytearray(SLAB_BYTES))
+        self.encoder = Encoder()
+        self.starter = Starter(loop)
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Shared:
+        """Return the state of a loop, made at its first use."""
+        shared = cls._all.get(loop)
+        if shared is None:
+            for ended in [known for known in cls._all if known.is_closed()]:
+                del cls._all[ended]
+            shared = cls._all[loop] = cls(loop)
+        return shared
+
+    def join(self, member: Member) -> None:
+        """Count a connection in: its heartbeat is watched from now on."""
+        self._members.add(member)
+        # A quarter of the interval is how late a ping may be.
+        period = member.heartbeat[0] / 4
+        if self._beat_timer is None or period < self._period:
+            self._period = period
+            if self._beat_timer is not None:
+                self._beat_timer.cancel()
+            self._arm()
+
+    def leave(self, member: Member) -> None:
+        """Count a connection out; with the last one the timer, buffers and the spare Task go."""
+        self._members.discard(member)
+        if not self._members:
+            if self._beat_timer is not None:
+                self._beat_timer.cancel()
+                self._beat_timer = None
+            self.starter.release()
+            self._spare = None
+            self._all.pop(self._loop, None)
+
+    def _arm(self) -> None:
+        self._due = self._loop.time() + self._period
+        self._beat_timer = self._loop.call_at(self._due, self._beat)
+
+    def _beat(self) -> None:
+        now = self._loop.time()
+        # After a stall the peers' bytes may still be unread in the sockets, so nobody is judged.
+        judge = now - self._due < STALL
+        self._arm()
+        for member in tuple(self._members):
+            member.beat(now, judge=judge)
+
+    def acknowledge_later(self, member: Member) -> None:
+        """Have `member.acknowledge()` called within `ACK_DELAY`."""
+        if not self._unacknowledged:
+            self._loop.call_later(ACK_DELAY, self._acknowledge_all)
+        self._unacknowledged.append(member)
+
+    def _acknowledge_all(self) -> None:
+        members, self._unacknowledged = self._unacknowledged, []
+        for member in members:
+            member.acknowledge()
+
+    def allocate(self, size: int) -> memoryview:
+        """Return a buffer of at least `size` bytes for a large frame."""
+        spare, self._spare = self._spare, None
+        if spare is not None and len(spare) >= size:
+            return spare
+        return memoryview(bytearray(size))
+
+    def recycle(self, buffer: memoryview) -> None:
+        """Take back a buffer whose content nobody needs any more."""
+        if len(buffer) <= SPARE_BYTES and self._members:
+            self._spare = buffer
+
+
+class Sweep:
+    """One timer for many deadlines: it is armed for the earliest, and looks at all when it fires.
+
+    Args:
+        loop: The event loop.
+        expire: Ends what is due at the given time, and returns the next deadline or infinity.
+    """
+
+    __slots__ = ("_at", "_expire", "_handle", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[float], float]) -> None:
+        self._loop = loop
+        self._expire = expire
+        self._handle: asyncio.TimerHandle | None = None
+        self._at = math.inf
+
+    def arm(self, deadline: float) -> None:
+        """See to it that the deadline is noticed."""
+        if deadline < self._at:
+            if self._handle is not None:
+                self._handle.cancel()
+            self._at = deadline
+            self._handle = self._loop.call_at(deadline, self._fire)
+
+    def _fire(self) -> None:
+        self._at, self._handle = math.inf, None
+        self.arm(self._expire(self._loop.time()))
+
+    def stop(self) -> None:
+        """Forget every deadline."""
+        self._at = math.inf
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None

@@ -1,0 +1,386 @@
+"""Messages of both directions: credit for what goes out, order for what comes in.
+
+A side may send as many messages as the other has granted. Each is paid back when its handler has
+ended, so a receiver that is slow makes its own sender wait, and nobody else. Replies, and broadcasts
+that are sent at best effort, cost no credit.
+
+Messages of one connection are handled in the order in which they came. A queue exists only while a
+handler is suspended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from functools import partial
+from typing import Any, Final
+
+from ..exceptions import (
+    ConnectionClosed,
+    Overloaded,
+    PayloadTooLarge,
+    ProtocolError,
+    RPCError,
+    RPCTimeout,
+)
+from ..protocol.events import Capabilities
+from ..protocol.frames import REPLY, SEQUENCED, CloseCode, Frame, FrameType, word
+from ..protocol.payload import Encoder, decode
+from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, too_large
+from .line import Line
+from .outlet import Outlet
+from .serving import Handler, Routes, Serving, as_rpc_error
+
+__all__ = ["Messages", "encode_message"]
+
+logger = logging.getLogger("conduit.connection")
+
+_MESSAGE: Final = word(FrameType.MESSAGE, SEQUENCED)
+_REPLY: Final = word(FrameType.MESSAGE, SEQUENCED | REPLY)
+_CREDIT: Final = word(FrameType.STREAM_CREDIT, SEQUENCED)
+
+BEST_EFFORT: Final = 256
+"""Broadcasts that wait for a busy handler; of more than that the oldest are dropped."""
+
+
+class _Incoming:
+    """A message that was received, from its decoding to the end of its handler."""
+
+    __slots__ = ("data", "handler", "id", "name", "reply", "size")
+
+    def __init__(
+        self, name: str, data: Any, handler: Handler, id: int, size: int, *, reply: bool
+    ) -> None:
+        self.name = name
+        self.data = data
+        self.handler = handler
+        self.id = id
+        self.size = size  # what it costs in credit; 0 for one that costs nothing
+        self.reply = reply
+
+
+class Messages:
+    """The messages of one connection.
+
+    Args:
+        outlet: Where frames go.
+        encoder: Packs data.
+        routes: Names to handlers.
+        calls: Keeps what waits for an answer.
+        serving: Runs handlers and sends answers.
+        window: Messages and bytes that the peer may send before any was handled.
+        backpressure: Whether a sender waits for credit, or is refused.
+
+    Attributes:
+        dropped: Broadcasts that were dropped because the handler was busy.
+    """
+
+    __slots__ = (
+        "_best_effort",
+        "_busy",
+        "_bytes",
+        "_count",
+        "_encoder",
+        "_granted",
+        "_inbox",
+        "_line",
+        "_outlet",
+        "_owed_bytes",
+        "_owed_count",
+        "_reliable",
+        "_routes",
+        "_running",
+        "_serving",
+        "_value_max",
+        "_waits",
+        "_window",
+        "_calls",
+        "dropped",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outlet: Outlet,
+        encoder: Encoder,
+        routes: Routes,
+        calls: Calls,
+        serving: Serving,
+        *,
+        window: tuple[int, int],
+        backpressure: bool,
+    ) -> None:
+        self._outlet = outlet
+        self._encoder = encoder
+        self._routes = routes
+        self._calls = calls
+        self._serving = serving
+        self._window = window
+        self._waits = backpressure
+        self._line = Line(loop)
+        self._count = self._bytes = 0
+        self._granted = (0, 0)
+        self._value_max = 0
+        self._owed_count = self._owed_bytes = 0
+        self._busy = False
+        self._running: set[asyncio.Future[Any]] | None = None
+        self._inbox: deque[_Incoming] | None = None
+        self._best_effort: deque[_Incoming] | None = None
+        self._reliable: deque[bytes] | None = None
+        self.dropped = 0
+
+    def opened(self, peer: Capabilities) -> None:
+        """Learn what the peer grants."""
+        self._count, self._bytes = self._granted = peer.window
+        self._value_max = peer.frame_max
+
+    # Out.
+
+    async def send(self, name: str, data: Any) -> None:
+        """Send a message; returns when it is in the outbox."""
+        payload = self._encode(name, data)
+        if not self._may_send():
+            await self._turn(name, math.inf, None)
+        self._put(0, payload)
+
+    async def request(self, name: str, data: Any, timeout: float | None | Default = DEFAULT) -> Any:
+        """Send a message and return what its handler answers."""
+        payload = self._encode(name, data)
+        seconds, deadline = self._calls.deadline(timeout)
+        if not self._may_send():
+            await self._turn(name, deadline, seconds)
+        id = self._calls.take_id()
+        self._put(id, payload)
+        return await self._calls.reply(id, name, seconds, deadline)
+
+    def send_reliably(self, payload: bytes) -> int:
+        """Send an encoded message without waiting; what has no credit yet is kept in order.
+
+        Returns:
+            The bytes that are kept.
+        """
+        if self._reliable or not self._may_send():
+            if self._reliable is None:
+                self._reliable = deque()
+            self._reliable.append(payload)
+            return sum(map(len, self._reliable))
+        self._put(0, payload)
+        return 0
+
+    def _encode(self, name: str, data: Any) -> bytes:
+        payload = encode_message(self._encoder, name, data)
+        if len(payload) > self._value_max and self._outlet.closed is None:
+            size = len(payload) - len(name.encode())
+            if size > self._value_max:
+                raise too_large(f"the data of {name!r}", size, self._value_max)
+        return payload
+
+    def _may_send(self) -> bool:
+        return (
+            self._count > 0
+            and self._bytes > 0
+            and not self._line
+            and not self._reliable
+            and not self._outlet.blocked
+            and self._outlet.closed is None
+        )
+
+    async def _turn(self, name: str, deadline: float, seconds: float | None) -> None:
+        """Wait in line for credit and for room in the outbox."""
+        while True:
+            if self._outlet.closed is not None:
+                raise closed_again(self._outlet.closed)
+            if not self._waits:
+                raise Overloaded(f"the peer does not keep up, so {name!r} was not sent")
+            try:
+                await self._line.wait(None if deadline == math.inf else deadline)
+            except asyncio.TimeoutError:
+                raise RPCTimeout(
+                    f"{name!r} waited {seconds} s for credit",
+                    details={"retryable": True, "executed": False},
+                ) from None
+            if self._has_room():
+                return
+
+    def _has_room(self) -> bool:
+        return self._count > 0 and self._bytes > 0 and not self._outlet.blocked
+
+    def _put(self, id: int, payload: bytes) -> None:
+        self._count -= 1
+        self._bytes -= len(payload)
+        self._outlet.send(_MESSAGE, id, payload)
+        if self._line:
+            self.room()
+
+    def room(self) -> None:
+        """Go on: there is more credit, or the outbox has room again."""
+        while self._reliable and self._has_room():
+            self._put_kept(self._reliable.popleft())
+        if self._line and self._has_room():
+            self._line.move()
+
+    def _put_kept(self, payload: bytes) -> None:
+        self._count -= 1
+        self._bytes -= len(payload)
+        self._outlet.send(_MESSAGE, 0, payload)
+
+    def credit(self, frame: Frame) -> None:
+        """Take STREAM_CREDIT of stream 0."""
+        body = decode(frame.payload)
+        if (
+            type(body) is not list
+            or len(body) != 2
+            or not all(type(number) is int and number >= 0 for number in body)
+        ):
+            raise ProtocolError(
+                "STREAM_CREDIT must carry [items, bytes]", close_code=CloseCode.BAD_PAYLOAD
+            )
+        self._count += body[0]
+        self._bytes += body[1]
+        if self._count > self._granted[0] or self._bytes > self._granted[1]:
+            raise ProtocolError(f"credit of {body} is more than was spent")
+        self.room()
+
+    # In.
+
+    def receive(self, frame: Frame) -> None:
+        """Take MESSAGE that is not a reply to a request, and see to its handler."""
+        reply = bool(frame.flags & REPLY)
+        size = len(frame.payload) if frame.flags & SEQUENCED and not reply else 0
+        try:
+            body = decode(frame.payload)
+        except PayloadTooLarge as exc:
+            self._unhandled(frame.id, exc, size)
+            return
+        if type(body) is not list or len(body) != 2 or type(body[0]) is not str:
+            raise ProtocolError("MESSAGE must carry [name, data]", close_code=CloseCode.BAD_PAYLOAD)
+        name, data = body
+        handler = self._routes.messages.get(name)
+        if handler is None:
+            if not reply:
+                self._unhandled(frame.id, self._routes.unknown_message(name), size)
+            return
+        message = _Incoming(name, data, handler, frame.id, size, reply=reply)
+        if not self._busy or handler.concurrent:
+            self._run(message)
+        elif size:
+            if self._inbox is None:
+                self._inbox = deque()
+            self._inbox.append(message)
+        else:
+            if self._best_effort is None:
+                self._best_effort = deque()
+            if len(self._best_effort) >= BEST_EFFORT:
+                self._best_effort.popleft()
+                self.dropped += 1
+            self._best_effort.append(message)
+
+    def _unhandled(self, id: int, error: RPCError, size: int) -> None:
+        if id:
+            self._serving.refuse(id, error)
+        else:
+            logger.info("message dropped: %s", error)
+        if size:
+            self._pay_back(size)
+
+    def _run(self, message: _Incoming) -> None:
+        serving = self._serving
+        try:
+            result = serving.execute(message.handler, message.data)
+        except BaseException as exc:
+            self._settle(message, None, exc)
+            return
+        if result is not serving.suspended:
+            self._settle(message, result, None)
+            return
+        if self._running is None:
+            self._running = set()
+        self._running.add(result)
+        if not message.handler.concurrent:
+            self._busy = True
+        serving.track_message(message.id, message.handler, result)
+        result.add_done_callback(partial(self._ended, message))
+
+    def _ended(self, message: _Incoming, future: asyncio.Future[Any]) -> None:
+        if self._running is not None:
+            self._running.discard(future)
+        stopped = self._serving.untrack(message.id)
+        if future.cancelled():
+            self._settle(message, None, stopped or asyncio.CancelledError())
+        else:
+            error = stopped or future.exception()
+            self._settle(message, None if error is not None else future.result(), error)
+        if not message.handler.concurrent:
+            self._busy = False
+            self._drain()
+
+    def _drain(self) -> None:
+        """Handle what has waited for a handler to end."""
+        token = HANDLING.set(self)
+        try:
+            while not self._busy and self._outlet.closed is None:
+                if self._best_effort:
+                    self._run(self._best_effort.popleft())
+                elif self._inbox:
+                    self._run(self._inbox.popleft())
+                else:
+                    break
+        finally:
+            HANDLING.reset(token)
+
+    def _settle(self, message: _Incoming, result: Any, error: BaseException | None) -> None:
+        """Answer a message whose handler has ended, and pay it back."""
+        if self._outlet.closed is None:
+            if error is None:
+                try:
+                    self._answer(message, result)
+                except Exception as exc:  # noqa: BLE001  # becomes the answer
+                    error = exc
+            if error is not None:
+                failure = as_rpc_error(error, message.name)
+                if message.id:
+                    self._serving.refuse(message.id, failure)
+                elif isinstance(error, RPCError):
+                    logger.warning("message %r refused: %s", message.name, error)
+            if message.size:
+                self._pay_back(message.size)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
+
+    def _answer(self, message: _Incoming, result: Any) -> None:
+        if message.handler.finish is not None:
+            result = message.handler.finish(result)
+        if message.id:
+            name = message.name
+        elif result is not None and not message.reply:
+            name = f"{message.name}_response"
+        else:
+            return
+        payload = encode_message(self._encoder, name, result)
+        if len(payload) > self._value_max:
+            raise too_large(f"the answer to {message.name!r}", len(payload), self._value_max)
+        self._serving.send(_REPLY, message.id, payload)
+
+    def _pay_back(self, size: int) -> None:
+        self._owed_count += 1
+        self._owed_bytes += size
+        if self._owed_count * 2 >= self._window[0] or self._owed_bytes * 2 >= self._window[1]:
+            credit = self._encoder.pack([self._owed_count, self._owed_bytes])
+            self._owed_count = self._owed_bytes = 0
+            self._outlet.send(_CREDIT, 0, credit)
+
+    def fail(self, error: ConnectionClosed) -> None:
+        """End everything: the connection is gone."""
+        self._line.fail(closed_again(error))
+        self._inbox = self._best_effort = self._reliable = None
+        for future in self._running or ():
+            future.cancel()
+
+
+def encode_message(encoder: Encoder, name: str, data: Any) -> bytes:
+    """Return the payload of a MESSAGE."""
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= NAME_BYTES:
+        raise ValueError(f"a message name is text of 1 to {NAME_BYTES} bytes, not {name!r:.80}")
+    return b"\x92" + encoder.pack(name) + encoder.pack(data)

@@ -1,0 +1,172 @@
+"""What a connection writes: corked into few writes, and stopped where the peer does not keep up.
+
+Frames are collected and written together: at 64 frames, at the end of a batch of received frames,
+or else when the event loop has run what is ready. A write costs a hundred times as much as a frame.
+
+Two things stop a sender. The link is `paused` when its buffer is full, and the outbox is `full` when
+the peer does not acknowledge; `blocked` is either of them. Answers only wait for the outbox, since
+they have nobody who could wait. Reading never stops: two peers that stop reading until they can
+write would wait for each other for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from ..exceptions import ConnectionClosed
+from ..protocol.cndt import CNDT
+
+__all__ = ["Link", "Outlet"]
+
+FLUSH_FRAMES = 64
+
+
+class Link(Protocol):
+    """What carries the bytes of a connection: a socket, or anything that is used like one."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, or keep them until they can be sent."""
+
+    def unsent(self) -> int:
+        """Return how many bytes are kept."""
+
+    def finish(self) -> None:
+        """Send what is kept, end the outgoing side, and close once the peer has done so too."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class Outlet:
+    """The writing half of a connection.
+
+    Args:
+        loop: The event loop.
+        protocol: Numbers and frames what is sent.
+        outbox_bytes: Unacknowledged bytes from which senders wait.
+        on_room: Called when `blocked` ends.
+
+    Attributes:
+        blocked: Whether senders wait.
+        full: Whether the outbox is full, so that answers wait too.
+        closed: Why nothing can be sent any more.
+    """
+
+    __slots__ = (
+        "_corked",
+        "_limit",
+        "_link",
+        "_loop",
+        "_on_room",
+        "_paused",
+        "blocked",
+        "closed",
+        "full",
+        "protocol",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        protocol: CNDT,
+        *,
+        outbox_bytes: int,
+        on_room: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._link: Link | None = None
+        self._limit = outbox_bytes
+        self._on_room = on_room
+        self._corked = False
+        self._paused = False
+        self.protocol = protocol
+        self.blocked = False
+        self.full = False
+        self.closed: ConnectionClosed | None = None
+        self.watch: Callable[[bytes], None] | None = None
+
+    def use(self, link: Link) -> None:
+        """Write to this link from now on."""
+        self._link = link
+
+    def send(self, word: int, id: int, payload: bytes) -> None:
+        """Send a sequenced frame soon."""
+        if self.protocol.send(word, id, payload) >= FLUSH_FRAMES:
+            self.flush()
+        elif not self._corked:
+            self._corked = True
+            self._loop.call_soon(self.flush)
+
+    def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
+        """Send a sequenced frame with a large end that is not to be copied."""
+        self.protocol.send_split(word, id, head, tail)
+        self.flush()
+
+    def flush_soon(self) -> None:
+        """Write once the event loop has run what is ready now."""
+        if not self._corked:
+            self._corked = True
+            self._loop.call_soon(self.flush)
+
+    def cork(self) -> bool:
+        """Hold everything until `flush`; False when a flush is on its way in any case."""
+        corked, self._corked = self._corked, True
+        return not corked
+
+    def uncork_later(self) -> None:
+        """Let a held flush happen after the callbacks that are ready now.
+
+        Those are the callers whose answers have just come. What they send next goes out in the
+        same write, without another turn of the loop.
+        """
+        self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is queued."""
+        self._corked = False
+        link = self._link
+        if link is None:
+            return
+        for chunk in self.protocol.take():
+            if self.watch is not None:
+                self.watch(chunk)
+            link.write(chunk)
+        if self.protocol.session.outbox_bytes >= self._limit and not self.full:
+            self.full = self.blocked = True
+
+    def unsent(self) -> int:
+        """Return the bytes that the link keeps."""
+        return self._link.unsent() if self._link is not None else 0
+
+    def pause(self) -> None:
+        """Stop senders: the link's buffer is full."""
+        self._paused = self.blocked = True
+
+    def resume(self) -> None:
+        """The link has room again."""
+        self._paused = False
+        self._unblock()
+
+    def acknowledged(self) -> None:
+        """The outbox is shorter than it was."""
+        if self.full and self.protocol.session.outbox_bytes < self._limit:
+            self.full = False
+            self._unblock()
+
+    def _unblock(self) -> None:
+        self.blocked = self._paused or self.full
+        self._on_room()
+
+    def end(self, error: ConnectionClosed, *, abort: bool = False) -> None:
+        """Write what is queued and close the link."""
+        if self.closed is None:
+            self.closed = error
+            self.flush()
+            if self._link is not None:
+                if abort:
+                    self._link.abort()
+                else:
+                    self._link.finish()

@@ -1,0 +1,390 @@
+"""The handlers that run for the peer: its calls, each answered by exactly one final frame.
+
+A handler that does not suspend is run and answered while the batch it came in is being read, and
+leaves no trace. One that suspends, or runs in a thread, has an entry in `_running` until it has
+ended *and* its answer has left; that entry is the slot that the peer occupies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+
+from ..exceptions import (
+    CallCancelled,
+    InternalError,
+    MethodNotFound,
+    Overloaded,
+    PayloadTooLarge,
+    ProtocolError,
+    RPCError,
+    RPCTimeout,
+    Unavailable,
+)
+from ..protocol.events import Capabilities
+from ..protocol.frames import SEQUENCED, CloseCode, Frame, FrameType, word
+from ..protocol.payload import LARGE, Encoder, decode
+from .loop import Sweep
+from .outlet import Outlet
+from .tasks import Starter
+from .threads import run_in_thread
+
+__all__ = ["Handler", "Response", "Routes", "Serving"]
+
+logger = logging.getLogger("conduit.connection")
+
+_RESPONSE: Final = word(FrameType.RPC_RESPONSE, SEQUENCED)
+_ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Response(Generic[T]):
+    """A result with metadata. A handler returns it; `returns=Response` gives it to the caller.
+
+    Attributes:
+        value: The result itself.
+        headers: A map of plain data that travels beside it.
+    """
+
+    value: T
+    headers: Mapping[str, Any] | None = None
+
+
+class Handler(Protocol):
+    """What serving needs of a handler that the router has compiled."""
+
+    name: str
+    kind: Literal["coroutine", "thread", "inline"]
+    timeout: float | None
+    concurrent: bool
+    finish: Callable[[Any], Any] | None
+    """Checks the result and turns it into plain data; None when there is nothing to check."""
+
+    def start(self, data: Any, connection: Any) -> Any:
+        """Validate the data and return the coroutine, the function for a thread, or the result."""
+
+
+class Routes(Protocol):
+    """What a connection needs of a router."""
+
+    methods: Mapping[str, Handler]
+    messages: Mapping[str, Handler]
+
+    def unknown_method(self, name: str) -> MethodNotFound: ...
+    def unknown_message(self, name: str) -> MethodNotFound: ...
+
+
+class _Running:
+    """A handler that has not ended yet."""
+
+    __slots__ = ("deadline", "future", "handler", "stopped", "task")
+
+    def __init__(
+        self, handler: Handler, future: asyncio.Future[Any], deadline: float, *, task: bool
+    ) -> None:
+        self.handler = handler
+        self.future = future
+        self.deadline = deadline
+        self.task = task
+        self.stopped: RPCError | None = None
+
+    def stop(self, reason: RPCError) -> None:
+        """End the handler; a thread cannot be ended and is only not answered with its result."""
+        if self.stopped is None:
+            self.stopped = reason
+            if self.task:
+                self.future.cancel()
+
+
+class Serving:
+    """The calls of the peer.
+
+    Args:
+        connection: What handlers get when they ask for their connection.
+        routes: Names to handlers.
+        outlet: Where answers go.
+        encoder: Packs results.
+        starter: Starts coroutines.
+        sweep: Watches the deadlines.
+        limit: Calls that may run at once.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_draining",
+        "_encoder",
+        "_held",
+        "_limit",
+        "_loop",
+        "_outlet",
+        "_routes",
+        "_running",
+        "_starter",
+        "_sweep",
+        "_ttl",
+        "_value_max",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: Any,
+        routes: Routes,
+        outlet: Outlet,
+        encoder: Encoder,
+        starter: Starter,
+        sweep: Sweep,
+        *,
+        limit: int,
+    ) -> None:
+        self._loop = loop
+        self._connection = connection
+        self._routes = routes
+        self._outlet = outlet
+        self._encoder = encoder
+        self._starter = starter
+        self._sweep = sweep
+        self._limit = limit
+        self._draining = False
+        self._ttl: float | None = None
+        self._value_max = 0
+        self._running: dict[int, _Running] = {}
+        self._held: list[tuple[int, int, bytes]] = []
+
+    def opened(self, peer: Capabilities) -> None:
+        """Learn what the peer accepts, and what deadline its calls have by default."""
+        self._value_max = peer.frame_max
+        self._ttl = peer.ttl / 1000 if peer.ttl else None
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def request(self, frame: Frame) -> None:
+        """Take RPC_REQUEST and see to its answer."""
+        id = frame.id
+        try:
+            body = decode(frame.payload)
+        except PayloadTooLarge as exc:
+            self.refuse(id, exc)
+            return
+        if type(body) is not list or len(body) not in (2, 3) or type(body[0]) is not str:
+            raise ProtocolError(
+                "RPC_REQUEST must carry [method, params] or [method, params, meta]",
+                close_code=CloseCode.BAD_PAYLOAD,
+            )
+        handler = self._routes.methods.get(body[0])
+        if handler is None:
+            self.refuse(id, self._routes.unknown_method(body[0]))
+            return
+        if self._draining:
+            details = {"executed": False, "retryable": True}
+            self.refuse(id, Unavailable("the server stops", details=details))
+            return
+        if len(self._running) + len(self._held) >= self._limit:
+            self._overloaded(id)
+            return
+        try:
+            result = self.execute(handler, body[1])
+            if result is not self._starter.task:
+                self._answer(id, handler, result)
+                return
+        except BaseException as exc:
+            self._failed(id, handler, exc)
+            return
+        self._track(id, handler, result, body)
+
+    def _overloaded(self, id: int) -> None:
+        if len(self._held) > 2 * self._limit:
+            raise ProtocolError(
+                f"{len(self._held)} answers wait for a peer that goes on calling and does not "
+                "acknowledge them",
+                close_code=CloseCode.FLOOD,
+            )
+        self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
+
+    def execute(self, handler: Handler, data: Any) -> Any:
+        """Run a handler until it suspends.
+
+        Returns:
+            Its result; or else a future, which is then, and only then, `starter.task`.
+        """
+        work = handler.start(data, self._connection)
+        kind = handler.kind
+        if kind == "coroutine":
+            return self._starter.start(work)
+        if kind == "thread":
+            self._starter.task = future = run_in_thread(self._loop, work)
+            return future
+        return work
+
+    def _track(
+        self, id: int, handler: Handler, future: asyncio.Future[Any], body: list[Any]
+    ) -> None:
+        seconds = self._ttl
+        if len(body) == 3 and isinstance(body[2], dict):
+            ttl = body[2].get("ttl")
+            if type(ttl) is int and ttl >= 0:
+                seconds = ttl / 1000 if ttl else None
+        if handler.timeout is not None:
+            seconds = handler.timeout if seconds is None else min(seconds, handler.timeout)
+        deadline = math.inf if seconds is None else self._loop.time() + seconds
+        self._running[id] = _Running(handler, future, deadline, task=handler.kind == "coroutine")
+        if deadline != math.inf:
+            self._sweep.arm(deadline)
+        future.add_done_callback(partial(self._ended, id))
+
+    @property
+    def suspended(self) -> object:
+        """The future of the handler that was the last not to end in `execute`."""
+        return self._starter.task
+
+    def track_message(self, id: int, handler: Handler, future: asyncio.Future[Any]) -> None:
+        """Let a message that wants an answer be cancelled like a call."""
+        if id:
+            self._running[id] = _Running(
+                handler, future, math.inf, task=handler.kind == "coroutine"
+            )
+
+    def untrack(self, id: int) -> RPCError | None:
+        """Forget a message, and return why its handler was stopped, if it was."""
+        running = self._running.pop(id, None)
+        return running.stopped if running is not None else None
+
+    def _ended(self, id: int, future: asyncio.Future[Any]) -> None:
+        running = self._running.get(id)
+        if running is None:  # the connection has gone
+            if not future.cancelled():
+                future.exception()
+            return
+        try:
+            result = future.result()
+            if running.stopped is not None:
+                raise running.stopped
+            self._answer(id, running.handler, result)
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and running.stopped is not None:
+                exc = running.stopped
+            self._failed(id, running.handler, exc)
+        finally:
+            self._running.pop(id, None)
+
+    def _answer(self, id: int, handler: Handler, result: Any) -> None:
+        if handler.finish is not None:
+            result = handler.finish(result)
+        if type(result) is bytes and len(result) >= LARGE:
+            self._answer_large(id, result)
+            return
+        if type(result) is Response:
+            value = self._encoder.pack(result.value)
+            body = b"\x92" + value + self._encoder.pack(dict(result.headers or {}))
+        else:
+            body = b"\x91" + self._encoder.pack(result)
+        if len(body) - 1 > self._value_max:
+            raise _result_too_large(len(body) - 1, self._value_max)
+        self.send(_RESPONSE, id, body)
+
+    def _answer_large(self, id: int, result: bytes) -> None:
+        if len(result) > self._value_max:
+            raise _result_too_large(len(result), self._value_max)
+        split = self._encoder.split(result)
+        assert split is not None
+        if self._outlet.full:
+            self.send(_RESPONSE, id, b"\x91" + split[0] + split[1])
+        else:
+            self._outlet.send_split(_RESPONSE, id, b"\x91" + split[0], split[1])
+
+    def send(self, word: int, id: int, payload: bytes) -> None:
+        """Send an answer, or hold it while the peer does not acknowledge what it has."""
+        if self._outlet.full:
+            self._held.append((word, id, payload))
+        else:
+            self._outlet.send(word, id, payload)
+
+    def room(self) -> None:
+        """Go on: the outlet has room again."""
+        while self._held and not self._outlet.full:
+            self._outlet.send(*self._held.pop(0))
+            self._outlet.flush()
+
+    def _failed(self, id: int, handler: Handler, error: BaseException) -> None:
+        self.refuse(id, as_rpc_error(error, handler.name))
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
+
+    def refuse(self, id: int, error: RPCError) -> None:
+        """Answer with an error."""
+        try:
+            payload = self._encoder.pack([error.code, error.message, error.details])
+        except (TypeError, ValueError, OverflowError):
+            logger.exception("the details of %s cannot be sent", type(error).__name__)
+            payload = self._encoder.pack([error.code, error.message[:1000], {}])
+        if len(payload) > self._value_max:
+            payload = self._encoder.pack([error.code, error.message[:1000], {}])
+        self.send(_ERROR, id, payload)
+
+    def cancel(self, frame: Frame) -> None:
+        """Take CANCEL; one for a call that has ended already means nothing."""
+        running = self._running.get(frame.id)
+        if running is not None:
+            running.stop(CallCancelled("the caller has given up"))
+
+    def expire(self, now: float) -> float:
+        """Stop the handlers whose deadline has passed, and return the next deadline."""
+        upcoming = math.inf
+        for running in list(self._running.values()):
+            if running.deadline <= now:
+                running.deadline = math.inf
+                running.stop(RPCTimeout(f"{running.handler.name!r} did not end in time"))
+            else:
+                upcoming = min(upcoming, running.deadline)
+        return upcoming
+
+    async def drain(self, grace: float) -> None:
+        """Take no new call, and wait up to `grace` seconds for those that run."""
+        self._draining = True
+        tasks = [running.future for running in self._running.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+        for running in self._running.values():
+            running.stop(Unavailable("the server stops"))
+
+    def stop(self) -> None:
+        """Stop every handler: the connection has gone, and with it who would read the answers."""
+        running, self._running = self._running, {}
+        self._held.clear()
+        for entry in running.values():
+            entry.stop(CallCancelled("the connection has gone"))
+
+
+def as_rpc_error(error: BaseException, name: str) -> RPCError:
+    """Return what the peer is told of an error; the text of an unexpected one stays here."""
+    if isinstance(error, RPCError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return CallCancelled(f"{name!r} was cancelled by the side that ran it")
+    error_id = secrets.token_hex(8)
+    logger.error(
+        "handler %r failed, error id %s",
+        name,
+        error_id,
+        exc_info=(type(error), error, error.__traceback__),
+    )
+    return InternalError(
+        f"{name!r} failed; its log has the reason under error id {error_id}",
+        details={"error_id": error_id},
+    )
+
+
+def _result_too_large(size: int, limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the result takes {size} bytes and the caller accepts {limit}; "
+        "raise the caller's Limits.max_payload"
+    )

@@ -1,0 +1,167 @@
+"""Run a coroutine's first step at once, without the cost of a new Task.
+
+Most handlers never suspend, and for them a Task that is scheduled, run and thrown away would cost
+more than everything else. But a handler must not run bare either: without a current task
+`asyncio.timeout`, `TaskGroup` and `wait_for` do not work.
+
+From Python 3.12 on asyncio has the answer, a Task that starts eagerly. Before that, `Starter` keeps
+one spare Task per event loop and lends its identity, by the functions that asyncio documents for
+makers of tasks ("Extending asyncio" in Python's library reference). A coroutine that ends in its
+first step gives the identity back. One that suspends keeps the Task, which carries it on to its
+end, and the next coroutine gets a new spare. So whatever a coroutine has seen as its current task
+stays its own as long as it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine, Generator
+from contextvars import Context, copy_context
+from typing import Any
+
+__all__ = ["Starter"]
+
+
+if sys.version_info >= (3, 12):
+
+    class Starter:
+        """Starts coroutines on one event loop.
+
+        Attributes:
+            task: The Task of the coroutine that was the last to suspend in `start`.
+        """
+
+        __slots__ = ("_loop", "task")
+
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self._loop = loop
+            self.task: object = self
+
+        def start(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+            """Run a coroutine up to its first suspension.
+
+            Must be called from a callback of the loop, not from inside a task.
+
+            Returns:
+                The coroutine's result when it has ended already, or else its Task; then, and only
+                then, the returned object is `starter.task`.
+
+            Raises:
+                BaseException: What the coroutine raised in its first step.
+            """
+            task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
+            if task.done():
+                return task.result()
+            self.task = task
+            return task
+
+        def release(self) -> None:
+            """Let go of what is kept between calls."""
+
+else:
+    from asyncio.tasks import _enter_task, _leave_task
+
+    class Starter:
+        """Starts coroutines on one event loop.
+
+        Attributes:
+            task: The Task of the coroutine that was the last to suspend in `start`.
+        """
+
+        __slots__ = ("_loop", "_spare", "task")
+
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self._loop = loop
+            self._spare: _Carrier | None = None
+            self.task: object = self
+
+        def start(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+            """Run a coroutine up to its first suspension.
+
+            Must be called from a callback of the loop, not from inside a task.
+
+            Returns:
+                The coroutine's result when it has ended already, or else its Task; then, and only
+                then, the returned object is `starter.task`.
+
+            Raises:
+                BaseException: What the coroutine raised in its first step.
+            """
+            spare = self._spare
+            if spare is None:
+                self._spare = spare = _Carrier(self._loop)
+            loop, task, context = self._loop, spare.task, copy_context()
+            _enter_task(loop, task)
+            try:
+                yielded = context.run(coroutine.send, None)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                _leave_task(loop, task)
+                if spare.spoiled:
+                    self._spare = None
+            self._spare = None
+            spare.carry(coroutine, context, yielded)
+            self.task = task
+            return task
+
+        def release(self) -> None:
+            """Let go of what is kept between calls."""
+            if self._spare is not None:
+                self._spare.task.cancel()
+                self._spare = None
+
+    class _Carrier(Coroutine[Any, Any, Any]):
+        """The body of a spare Task: waits until it is given a suspended coroutine to carry on."""
+
+        __slots__ = ("_context", "_coroutine", "_resumed", "_waiter", "_yielded", "task")
+
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self._waiter: asyncio.Future[None] = loop.create_future()
+            self._coroutine: Coroutine[Any, Any, Any] | None = None
+            self._context: Context | None = None
+            self._yielded: Any = None
+            self._resumed = False
+            self.task: asyncio.Task[Any] = loop.create_task(self)
+
+        @property
+        def spoiled(self) -> bool:
+            """Whether the Task was cancelled while it was lent, or by whoever ends the loop."""
+            return self._waiter.done() or self.task._must_cancel  # type: ignore[attr-defined]
+
+        def carry(
+            self, coroutine: Coroutine[Any, Any, Any], context: Context, yielded: Any
+        ) -> None:
+            self._coroutine, self._context, self._yielded = coroutine, context, yielded
+            if not self._waiter.done():
+                self._waiter.set_result(None)
+
+        def send(self, value: Any) -> Any:
+            if self._coroutine is None:
+                return next(self._waiter.__await__())
+            if not self._resumed:
+                # The Task now waits for what the coroutine waits for.
+                self._resumed = True
+                return self._yielded
+            assert self._context is not None
+            return self._context.run(self._coroutine.send, value)
+
+        def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+            error = typ if val is None else val
+            if self._coroutine is None:
+                raise error
+            if not self._resumed:
+                # Cancelled before it waited: cancel what the coroutine waits for, as a Task would.
+                self._resumed = True
+                if self._yielded is not None and self._yielded.cancel():
+                    return self._yielded
+            assert self._context is not None
+            return self._context.run(self._coroutine.throw, error)
+
+        def close(self) -> None:
+            if self._coroutine is not None:
+                self._coroutine.close()
+
+        def __await__(self) -> Generator[Any, Any, Any]:
+            raise TypeError("a carrier is the body of a Task and cannot be awaited")

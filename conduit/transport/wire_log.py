@@ -1,0 +1,36 @@
+"""Logs every frame of a connection under `conduit.wire`, when that logger is at DEBUG."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..protocol.describe import FrameCutter, describe
+
+__all__ = ["WireLog"]
+
+logger = logging.getLogger("conduit.wire")
+
+
+class WireLog:
+    """Two lines for each frame: what it says, and its bytes. `>` is out, `<` is in."""
+
+    __slots__ = ("_address", "_in", "_out")
+
+    def __init__(self, address: Any) -> None:
+        self._address = address
+        self._in = FrameCutter()
+        self._out = FrameCutter()
+
+    def sent(self, data: bytes) -> None:
+        """Log what is written."""
+        self._log(">", self._out.cut(data))
+
+    def received(self, data: bytes) -> None:
+        """Log what was read."""
+        self._log("<", self._in.cut(data))
+
+    def _log(self, direction: str, frames: list[bytes]) -> None:
+        for frame in frames:
+            line, dump = describe(frame)
+            logger.debug("%s %s\n    %s", direction, line, dump)

@@ -1,0 +1,68 @@
+"""What all tests share: the event loop they run on, and that nothing is left behind on it.
+
+CONDUIT_TEST_LOOP=asyncio (the default) or uvloop chooses the loop of every asynchronous test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import hypothesis
+import pytest
+
+LOOP = os.environ.get("CONDUIT_TEST_LOOP") or "asyncio"
+LOOPS = ("asyncio", "uvloop")
+
+# A busy machine is no failure: what may hang has the timeout of the whole test.
+hypothesis.settings.register_profile("conduit", deadline=None)
+hypothesis.settings.load_profile("conduit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if LOOP not in LOOPS:
+        raise pytest.UsageError(f"CONDUIT_TEST_LOOP must be one of {LOOPS}, not {LOOP!r}")
+    try:
+        importlib.import_module(LOOP)
+    except ImportError as error:  # asked for by name, so its absence is no reason to skip
+        raise pytest.UsageError(f"CONDUIT_TEST_LOOP={LOOP}, but {error}") from error
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"event loop: {LOOP}"
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    # One factory, so that pytest-asyncio adds nothing to the names of the tests.
+    return {LOOP: importlib.import_module(LOOP).new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def loop_guard(request: pytest.FixtureRequest) -> None:
+    """Put `clean_loop` around every asynchronous test, outside its other fixtures."""
+    if request.node.get_closest_marker("asyncio") is not None:
+        request.getfixturevalue("clean_loop")
+
+
+@pytest.fixture
+async def clean_loop() -> AsyncIterator[None]:
+    """Fail a test that leaves tasks behind, or errors that only the loop's handler has seen."""
+    loop = asyncio.get_running_loop()
+    assert type(loop).__module__.partition(".")[0] == LOOP
+    errors: list[str] = []
+
+    def record(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        errors.append(f"{context['message']}: {context.get('exception')!r}")
+        loop.default_exception_handler(context)
+
+    loop.set_exception_handler(record)
+    yield
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    if left:  # what is about to end may do so
+        _, left = await asyncio.wait(left, timeout=0.5)
+    problems = [f"task left behind: {task!r}" for task in left] + errors
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)

@@ -1,0 +1,136 @@
+"""Run the tests on every tested Python that is found, on asyncio and on uvloop.
+
+    python tools/matrix.py                      all of 3.10, 3.11, 3.12, 3.13
+    python tools/matrix.py 3.10 3.13            only these
+
+Each Python has its own environment in .venvs/, each cell its own log in .matrix/. The cells of the
+oldest and the newest Python leave coverage data there as well, for tools/coverage_report.py.
+A version that is not found is named in the table. One Python alone is no matrix, so fewer than
+two fail, as does every cell that fails, is cut off, or runs no test.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGS = ROOT / ".matrix"
+VERSIONS = ["3.10", "3.11", "3.12", "3.13"]
+LOOPS = ["asyncio", "uvloop"]
+MEASURED = {"3.10", "3.13"}
+# Tests take free ports and their own temporary directories, so two cells do not meet.
+AT_ONCE = min(2, os.cpu_count() or 1)
+CELL_LIMIT = 240  # seconds; a cell should need less than 60
+
+
+@dataclass
+class Cell:
+    """What one run of the tests came to."""
+
+    version: str
+    loop: str
+    passed: bool
+    closing_line: str
+    seconds: float
+
+    @property
+    def log(self) -> Path:
+        return LOGS / f"{self.version}-{self.loop}.log"
+
+
+def main(versions: list[str]) -> int:
+    unknown = set(versions) - set(VERSIONS)
+    if unknown:
+        return fail(f"not a tested version: {', '.join(sorted(unknown))}")
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        pythons = dict(zip(versions, pool.map(find_python, versions), strict=True))
+        found = [version for version in versions if pythons[version]]
+        if len(found) < 2:
+            return fail(f"a matrix needs two Pythons of {', '.join(versions)}; found: {found}")
+        ready = list(pool.map(lambda version: prepare(version, pythons[version]), found))
+        if not all(ready):
+            return 1
+        cells = list(
+            pool.map(lambda pair: run(*pair), [(v, loop) for v in found for loop in LOOPS])
+        )
+
+    print(f"\n{'python':<8}{'loop':<9}{'':<6}{'seconds':>8}  pytest's closing line")
+    for version in versions:
+        if not pythons[version]:
+            print(f"{version:<8}not found")
+    for cell in cells:
+        verdict = "ok" if cell.passed else "FAIL"
+        line = cell.closing_line
+        print(f"{cell.version:<8}{cell.loop:<9}{verdict:<6}{cell.seconds:>8.1f}  {line}")
+    for cell in cells:
+        if not cell.passed:
+            tail = "\n".join(cell.log.read_text(errors="replace").splitlines()[-80:])
+            print(f"\n--- {cell.version} {cell.loop}, the end of {cell.log}\n{tail}")
+    return 0 if all(cell.passed for cell in cells) else 1
+
+
+def find_python(version: str) -> str:
+    """Return the path of a Python of this version, or an empty text."""
+    command = ["sh", str(ROOT / "tools" / "find_python.sh"), version]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+
+
+def prepare(version: str, python: str) -> bool:
+    """Make the environment of one version; tell whether that went well."""
+    script = ROOT / "tools" / "environment.py"
+    command = [python, str(script), str(ROOT / ".venvs" / version), "dev"]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def run(version: str, loop: str) -> Cell:
+    """Run the tests once."""
+    cell = Cell(version, loop, False, "", 0.0)
+    # Cells share the checkout, so nothing may be written there that the other one reads.
+    command = [str(ROOT / ".venvs" / version / "bin" / "python"), "-m", "pytest", "-q"]
+    command += ["-p", "no:cacheprovider"]
+    environment = os.environ | {"CONDUIT_TEST_LOOP": loop, "PYTHONDONTWRITEBYTECODE": "1"}
+    if version in MEASURED:
+        command += ["--cov", "--cov-report="]
+        environment["COVERAGE_FILE"] = str(LOGS / f".coverage.{version}-{loop}")
+    started = time.monotonic()
+    with cell.log.open("w") as log:
+        try:
+            returncode = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=CELL_LIMIT,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            returncode = None
+    cell.seconds = time.monotonic() - started
+    lines = cell.log.read_text(errors="replace").splitlines()
+    cell.closing_line = lines[-1] if lines else "no output"
+    if returncode is None:
+        cell.closing_line = f"cut off after {CELL_LIMIT} s"
+    cell.passed = returncode == 0 and bool(re.search(r"\b[1-9]\d* passed", cell.closing_line))
+    print(f"{version} on {loop}: {cell.closing_line}", flush=True)
+    return cell
+
+
+def fail(reason: str) -> int:
+    print(reason, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or VERSIONS))
