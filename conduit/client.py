@@ -20,7 +20,7 @@ from .rpc.caller import Caller
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.calls import DEFAULT, Default, Params
-from .transport.connection import Connection, Settings
+from .transport.connection import CONNECTING, Connection, Settings
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
 from .transport.listeners import connect
@@ -289,12 +289,12 @@ class Client:
                 raise
             # The server cannot bind. Saying so under the proof exposes whoever only pretended it.
             await asyncio.wait_for(self._open(address, can_bind=True), seconds)
-        self.status = Status.READY
-        self._ready_since = asyncio.get_running_loop().time()
 
     def _may_go_unbound(self, address: Address) -> bool:
         tls = self.descriptor.tls
-        return address.tls and not (isinstance(tls, TLS) and not tls.verify)
+        if isinstance(tls, ssl.SSLContext):
+            return address.tls and tls.verify_mode is ssl.CERT_REQUIRED
+        return address.tls and (tls is None or tls.verify)
 
     async def _open(self, address: Address, *, can_bind: bool) -> None:
         tls = self.descriptor.tls if self.descriptor.tls is not None else TLS()
@@ -315,6 +315,7 @@ class Client:
             )
             await login
         except BaseException:
+            self._connection = None
             if connection is not None and not connection.closed:
                 gone = ConnectionClosed("the login was given up")
                 connection.fail(gone, CloseCode.NORMAL, gone.reason)
@@ -325,7 +326,6 @@ class Client:
                 login.cancel()
             elif not login.cancelled():
                 login.exception()
-        self._connection = connection
 
     def _make_connection(
         self, transport: asyncio.Transport, address: Address, *, unbound: bool
@@ -338,7 +338,7 @@ class Client:
             self,
             self._router,
             self._settings,
-            first_id=1,
+            first_id=CONNECTING,
             address=transport.get_extra_info("peername"),
         )
         protocol = connection.protocol
@@ -389,21 +389,21 @@ class Client:
 
     def opened(self, connection: Connection) -> None:
         """The login is done."""
+        self._connection = connection
+        self.status = Status.READY
+        self._ready_since = asyncio.get_running_loop().time()
         if self._login is not None and not self._login.done():
             self._login.set_result(None)
 
     def ended(self, connection: Connection, error: Exception) -> None:
         """The connection is over, or the login failed."""
-        if self._login is not None:
-            if isinstance(error, AuthenticationError) and self.descriptor.password is not None:
-                forget_keys(self._password())
-            if not self._login.done():
-                self._login.set_exception(_explain_login(error))
-            if connection is not self._connection:
-                return
         if connection is self._connection:
             self._connection = None
             self._lost(connection)
+        elif self._login is not None and not self._login.done():
+            if isinstance(error, AuthenticationError) and self.descriptor.password is not None:
+                forget_keys(self._password())
+            self._login.set_exception(_explain_login(error))
         elif self.status is Status.CLOSED and connection.id:
             self._background.start(self._run_hooks("disconnect", self, connection.reason))
 

@@ -162,9 +162,9 @@ class RPCError(ConduitError):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds to wait before another try, when the peer said so."""
+        """Seconds to wait before another try, when the peer said so; milliseconds in `details`."""
         value = self.details.get("retry_after")
-        return value if isinstance(value, (int, float)) else None
+        return value / 1000 if isinstance(value, (int, float)) else None
 
     @staticmethod
     def from_wire(code: str, message: str, details: Mapping[str, Any]) -> RPCError:

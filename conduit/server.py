@@ -22,7 +22,7 @@ from .protocol.scram import DEFAULT_ITERATIONS, Verifier
 from .protocol.session import Session
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.connection import Connection, Settings
+from .transport.connection import ACCEPTING, Connection, Settings
 from .transport.link import SocketLink
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
@@ -377,7 +377,7 @@ class Server:
             self,
             self._router,
             self._settings,
-            first_id=2,
+            first_id=ACCEPTING,
             address=transport.get_extra_info("peername"),
         )
         if len(self._connections) + len(self._joining) >= descriptor.max_connections:

@@ -14,8 +14,10 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from conduit.descriptors import TLS
 from conduit.transport.tls import (
@@ -27,7 +29,7 @@ from conduit.transport.tls import (
     server_end_point,
 )
 
-KEY_PASSWORD = "open sesame"
+KEY_PASSWORD = SecretStr("open sesame")
 
 
 class Material(NamedTuple):
@@ -59,12 +61,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     other_ca.issue_cert("localhost").private_key_pem.write_to_path(str(made.other_key))
     ca.issue_cert("someone").private_key_and_cert_chain_pem.write_to_path(str(made.client))
     key = serialization.load_pem_private_key(made.key.read_bytes(), None)
-    made.locked_key.write_bytes(private_pem(key, KEY_PASSWORD))
+    made.locked_key.write_bytes(private_pem(key, KEY_PASSWORD.get_secret_value()))
     made.rsa_key.write_bytes(private_pem(rsa_key()))
     return made
 
 
-def private_pem(key, password: str | None = None) -> bytes:
+def private_pem(key: PrivateKeyTypes, password: str | None = None) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -132,8 +134,8 @@ def test_handshake(material):
 
 
 def test_paths_may_be_strings_and_one_file_may_hold_both(material):
-    server = server_context(TLS(certificate=str(material.pair)))
-    shake_hands(client_context(TLS(ca=str(material.ca))), server)
+    server = server_context(TLS.model_validate({"certificate": str(material.pair)}))
+    shake_hands(client_context(TLS.model_validate({"ca": str(material.ca)})), server)
 
 
 def test_key_password(material):
@@ -307,7 +309,8 @@ def test_a_key_of_another_certificate(material):
 
 
 def test_a_wrong_key_password(material):
-    tls = TLS(certificate=material.chain, key=material.locked_key, key_password="wrong")
+    wrong = SecretStr("wrong")
+    tls = TLS(certificate=material.chain, key=material.locked_key, key_password=wrong)
     with pytest.raises(ssl.SSLError) as caught:
         server_context(tls)
     assert str(caught.value) == f"key_password does not open the tls key {material.locked_key}"
@@ -321,10 +324,12 @@ def test_a_locked_key_without_password_does_not_ask_on_the_terminal(material):
 # --- channel binding --------------------------------------------------------------------------
 
 
-def sha(size: int) -> type[hashes.HashAlgorithm]:
-    return getattr(hashes, f"SHA{size}")
-
-
+SHA: dict[int, hashes.HashAlgorithm] = {
+    224: hashes.SHA224(),
+    256: hashes.SHA256(),
+    384: hashes.SHA384(),
+    512: hashes.SHA512(),
+}
 CURVE = ec.SECP256R1()
 
 
@@ -339,13 +344,13 @@ def keys():
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "pss"])
-@pytest.mark.parametrize("size", [224, 256, 384, 512])
+@pytest.mark.parametrize("size", SHA)
 def test_the_hash_is_the_one_of_the_signature(keys, kind, size):
     options = {}
     if kind == "pss":
-        scheme = padding.PSS(padding.MGF1(sha(size)()), padding.PSS.DIGEST_LENGTH)
+        scheme = padding.PSS(padding.MGF1(SHA[size]), padding.PSS.DIGEST_LENGTH)
         options["rsa_padding"] = scheme
-    certificate = self_signed(keys["rsa" if kind == "pss" else kind], sha(size)(), **options)
+    certificate = self_signed(keys["rsa" if kind == "pss" else kind], SHA[size], **options)
     assert end_point_hash(certificate) == hashlib.new(f"sha{size}", certificate).digest()
 
 

@@ -71,6 +71,9 @@ __all__ = ["ACCEPTS", "CNDT", "State"]
 BUFFERED: Final = 128 * 1024
 """Bytes from which an unfinished frame gets a buffer of its own."""
 LOGIN_BYTES: Final = 4096
+PINGS: Final = 100
+"""Pings that a peer may send within `PING_WINDOW` milliseconds."""
+PING_WINDOW: Final = 10_000
 COMPRESS_LEAST: Final = 1024
 COMPRESS_MOST: Final = 1024 * 1024
 
@@ -89,6 +92,8 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
+_EMPTY: Final = (FrameType.ACK, FrameType.HEARTBEAT_PING, FrameType.HEARTBEAT_PONG)
+_WITHOUT_ID: Final = (FrameType.MESSAGE, FrameType.STREAM_CREDIT)
 _ENDS: Final = (FrameType.AUTH_FAILURE, FrameType.CLOSE)
 
 ACCEPTS: Final[dict[State, tuple[FrameType, ...]]] = {
@@ -117,6 +122,7 @@ _WORDS: Final = {state: _words(types) for state, types in ACCEPTS.items()}
 
 # Plain integers for the hot path: reading an enum's member costs as much as the comparison.
 _MESSAGE: Final = int(FrameType.MESSAGE)
+_RPC_ERROR: Final = int(FrameType.RPC_ERROR)
 _RPC_REQUEST: Final = int(FrameType.RPC_REQUEST)
 _REPLY_TO: Final = 16
 
@@ -152,6 +158,8 @@ class CNDT:
         "_missing",
         "_out",
         "_partial",
+        "_pings",
+        "_pings_since",
         "_sealed",
         "_stamp",
         "_urgent",
@@ -181,6 +189,8 @@ class CNDT:
         self._large: memoryview | None = None
         self._filled = 0
         self._heard_bytes = 0
+        self._pings = 0
+        self._pings_since = 0
         self._last_id = 0
         self._wants_id = 0
         self._compress = False
@@ -305,7 +315,9 @@ class CNDT:
                 first, size, id, _, number = unpack(data, start)
                 type = accepts.get(first)
                 if type is None:
-                    first = tolerate(first, accepts, self._expected())
+                    first = tolerate(
+                        first, accepts, self._expected(), login=self._login is not None
+                    )
                     type = accepts.get(first, 0)
                 if size > self.max_payload:
                     raise ProtocolError(
@@ -326,12 +338,14 @@ class CNDT:
                         if id <= self._last_id or id & 1 != self._wants_id:
                             raise ProtocolError(f"correlation id {id} after {self._last_id}")
                         self._last_id = id
+                    elif type > _RPC_ERROR or not id:
+                        _check(type, id, size)
                     if first & COMPRESSED:
-                        payload = inflate(payload, self.max_payload)
+                        payload = inflate(payload, min(self.max_payload, COMPRESS_MOST))
                     events.append(Frame(type, first & 0xFFFF, id, payload))
+                elif number:
+                    raise ProtocolError(f"reserved field {number} on a frame without a number")
                 elif type:
-                    if number:
-                        raise ProtocolError(f"reserved field {number} on {type_name(-type)}")
                     session.received = received
                     self._unsequenced(-type, first & 0xFFFF, id, payload, events)
                     if self.state is State.CLOSED:
@@ -365,6 +379,8 @@ class CNDT:
     def _unsequenced(
         self, type: int, flags: int, id: int, payload: bytes | memoryview, events: list[Event]
     ) -> None:
+        if type in _EMPTY and payload:
+            raise ProtocolError(f"{type_name(type)} with {len(payload)} bytes of payload")
         if type == FrameType.ACK:
             before = self.session.outbox_bytes
             self.session.acknowledge(id)
@@ -374,10 +390,13 @@ class CNDT:
             if id:
                 raise ProtocolError(f"correlation id {id} on a message without a number")
             if flags & COMPRESSED:
-                payload = inflate(payload, self.max_payload)
+                payload = inflate(payload, min(self.max_payload, COMPRESS_MOST))
             events.append(Frame(type, flags, id, payload))
         elif type == FrameType.HEARTBEAT_PING:
-            self._pong(id)
+            self._count_ping()
+            if self.session.received != self.session.reported:
+                self.acknowledge()
+            self.send_urgent(_PONG, id)
         elif type == FrameType.HEARTBEAT_PONG:
             events.append(Ponged(id))
         elif type == FrameType.CLOSE:
@@ -393,10 +412,13 @@ class CNDT:
     def _login_step(self, type: int, payload: bytes, events: list[Event]) -> None:
         login = self._login
         if isinstance(login, ServerLogin):
-            if type == FrameType.AUTH_REQUEST:
-                asked = login.requested(payload)
-            else:
-                asked = login.proved(payload)
+            try:
+                if type == FrameType.AUTH_REQUEST:
+                    asked = login.requested(payload)
+                else:
+                    asked = login.proved(payload)
+            except ProtocolError as exc:
+                raise AuthenticationError(str(exc), code="bad_request") from exc
             self._enter(
                 State.AWAIT_VERIFIER if isinstance(asked, VerifierNeeded) else State.AWAIT_WELCOME
             )
@@ -418,10 +440,11 @@ class CNDT:
 
     def _broken(self, error: Exception, events: list[Event]) -> None:
         """Fail for good, telling the peer why where it may be told."""
-        if self.state is not State.CLOSED and not isinstance(error, NotConduit):
+        silent = isinstance(error, NotConduit) and self._login is not None
+        if self.state is not State.CLOSED and not silent:
             if isinstance(error, OtherVersion) and isinstance(self._login, ServerLogin):
                 self.refuse("unsupported_version", str(error))
-            elif isinstance(error, ProtocolError):
+            elif isinstance(error, ProtocolError) and not isinstance(self._login, ClientLogin):
                 self.close(error.close_code, str(error))
         self._enter(State.CLOSED)
         events.append(Broken(error))
@@ -513,13 +536,15 @@ class CNDT:
         """Queue GOAWAY: what has been received is the last that is served. `grace` in ms."""
         self.send_urgent(_GOAWAY, 0, packb([int(code), reason, grace, self.session.received]))
 
-    def _pong(self, id: int) -> None:
-        # One answer waits at most: a flood of pings must not become a flood of pongs.
-        pong = HEADER.pack(_PONG, 0, id, self._clock(), 0)
-        if self._urgent and self._urgent[-1][5] == FrameType.HEARTBEAT_PONG:
-            self._urgent[-1] = pong
-        else:
-            self._urgent.append(pong)
+    def _count_ping(self) -> None:
+        now = self._clock()
+        if not 0 <= now - self._pings_since < PING_WINDOW:
+            self._pings, self._pings_since = 0, now
+        self._pings += 1
+        if self._pings > PINGS:
+            raise ProtocolError(
+                f"more than {PINGS} pings in {PING_WINDOW // 1000} s", close_code=CloseCode.FLOOD
+            )
 
     def close(self, code: int, reason: str) -> None:
         """Queue CLOSE behind what is queued already; nothing can be sent or received after it."""
@@ -536,6 +561,14 @@ _PING: Final = word(FrameType.HEARTBEAT_PING, 8)
 _PONG: Final = word(FrameType.HEARTBEAT_PONG)
 _CLOSE: Final = word(FrameType.CLOSE)
 _GOAWAY: Final = word(FrameType.GOAWAY)
+
+
+def _check(type: int, id: int, size: int) -> None:
+    """Check what only the rarer sequenced frames can break."""
+    if not id and type not in _WITHOUT_ID:
+        raise ProtocolError(f"{type_name(type)} without a correlation id")
+    if type == FrameType.STREAM_END and size:
+        raise ProtocolError(f"STREAM_END with {size} bytes of payload")
 
 
 def _read_close(payload: bytes | memoryview) -> Closed:

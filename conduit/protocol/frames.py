@@ -164,16 +164,17 @@ class OtherVersion(ProtocolError):
     """The peer speaks another version of the protocol."""
 
 
-def tolerate(received: int, accepted: Container[int], expected: str) -> int:
+def tolerate(received: int, accepted: Container[int], expected: str, *, login: bool) -> int:
     """Deal with a word that is not accepted as it stands.
 
     The high byte of the flags is for extensions that a receiver may ignore, and so are the types
-    from 128 on. Everything else is an error.
+    from 128 on, once the login is done. Everything else is an error.
 
     Args:
         received: The word.
         accepted: The words that may come.
         expected: The same for people, for the error's text.
+        login: Whether the login is still under way.
 
     Returns:
         The accepted word without the flags that are to be ignored, or 0 to ignore the whole frame.
@@ -190,7 +191,9 @@ def tolerate(received: int, accepted: Container[int], expected: str) -> int:
         raise OtherVersion(
             f"the peer speaks protocol version {version}, this side speaks version {VERSION}"
         )
-    if type >= 128:
+    if type >= 128 and not login:
+        if flags:
+            raise ProtocolError(f"flags 0x{flags:02x} are not allowed on frame type {type}")
         return 0
     if word(type, flags) in accepted:
         return word(type, flags)

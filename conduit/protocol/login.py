@@ -300,8 +300,7 @@ class ClientLogin:
         code, message = _text(failure, "code", limit=64), _text(failure, "message", limit=1024)
         if code == "busy":
             after = failure.get("retry_after")
-            seconds = after / 1000 if isinstance(after, int) else 0.0
-            return Unavailable(message, details={"retryable": True, "retry_after": seconds})
+            return Unavailable(message, details={"retryable": True, "retry_after": after})
         if code == "unsupported_version":
             return ProtocolError(message)
         if code == "invalid_credentials":

@@ -3,7 +3,7 @@
 Reading. `unpackb` trusts the lengths that it is told, so three things come first: `Unpacker.skip()`
 walks the whole payload and allocates nothing, which finds every lying length; a budget counts
 containers, because a megabyte of empty lists would otherwise make a hundred megabytes of objects;
-and extension types are refused. Payloads up to 256 bytes cannot do harm and skip the walk.
+and extension types are refused, timestamps among them. Payloads up to 256 bytes cannot do harm and skip the walk.
 
 Writing. A `Packer` that is kept costs half of `packb`. It must not be used from two threads, nor
 again from inside its own `default`, so there is one `Encoder` per event loop.
@@ -50,14 +50,14 @@ def decode(payload: bytes | memoryview, *, max_containers: int = _CONTAINERS) ->
     try:
         size = len(payload)
         if size <= _UNCHECKED:
-            return unpackb(payload, ext_hook=_refuse_extension, strict_map_key=True)
+            return unpackb(payload, max_ext_len=0, strict_map_key=True)
         _check_lengths(payload, size)
         if size <= _BUDGETED:
-            return unpackb(payload, ext_hook=_refuse_extension, strict_map_key=True)
+            return unpackb(payload, max_ext_len=0, strict_map_key=True)
         budget = _Budget(max_containers)
         return unpackb(
             payload,
-            ext_hook=_refuse_extension,
+            max_ext_len=0,
             strict_map_key=True,
             list_hook=budget.spend_list,
             object_hook=budget.spend_map,
@@ -90,13 +90,6 @@ class _Budget:
         if self.left < 0:
             raise PayloadTooLarge(f"more than {self.limit} lists and maps in one payload")
         return value
-
-
-def _refuse_extension(code: int, data: bytes) -> Any:
-    raise ProtocolError(
-        f"MessagePack extension type {code} ({len(data)} bytes) is not part of the protocol",
-        close_code=CloseCode.BAD_PAYLOAD,
-    )
 
 
 def _check_lengths(payload: bytes | memoryview, size: int) -> None:

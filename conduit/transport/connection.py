@@ -43,6 +43,9 @@ __all__ = ["Connection", "Owner", "Settings"]
 
 logger = logging.getLogger("conduit.connection")
 
+CONNECTING, ACCEPTING = 1, 2
+"""The first correlation id of either side."""
+
 _RESPONSE = int(FrameType.RPC_RESPONSE)
 _REQUEST = int(FrameType.RPC_REQUEST)
 _ERROR = int(FrameType.RPC_ERROR)
@@ -543,7 +546,7 @@ class Connection:
     ) -> None:
         """Say goodbye where it can still be said, and end."""
         if self._error is None:
-            if self._opened:
+            if self._opened or self._first_id == ACCEPTING:
                 self._protocol.close(error.code, error.reason)
             self._end(error, cause, abort=abort)
 

@@ -83,9 +83,10 @@ class Messages:
         "_bytes",
         "_count",
         "_encoder",
-        "_granted",
         "_inbox",
         "_line",
+        "_open_bytes",
+        "_open_count",
         "_outlet",
         "_owed_bytes",
         "_owed_count",
@@ -121,8 +122,8 @@ class Messages:
         self._waits = backpressure
         self._line = Line(loop)
         self._count = self._bytes = 0
-        self._granted = (0, 0)
         self._value_max = 0
+        self._open_count = self._open_bytes = 0
         self._owed_count = self._owed_bytes = 0
         self._busy = False
         self._running: set[asyncio.Future[Any]] | None = None
@@ -133,7 +134,7 @@ class Messages:
 
     def opened(self, peer: Capabilities) -> None:
         """Learn what the peer grants."""
-        self._count, self._bytes = self._granted = peer.window
+        self._count, self._bytes = peer.window
         self._value_max = peer.frame_max
 
     # Out.
@@ -239,8 +240,6 @@ class Messages:
             )
         self._count += body[0]
         self._bytes += body[1]
-        if self._count > self._granted[0] or self._bytes > self._granted[1]:
-            raise ProtocolError(f"credit of {body} is more than was spent")
         self.room()
 
     # In.
@@ -252,10 +251,14 @@ class Messages:
         try:
             body = decode(frame.payload)
         except PayloadTooLarge as exc:
+            if size:
+                self._spend(size)
             self._unhandled(frame.id, exc, size)
             return
         if type(body) is not list or len(body) != 2 or type(body[0]) is not str:
             raise ProtocolError("MESSAGE must carry [name, data]", close_code=CloseCode.BAD_PAYLOAD)
+        if size:
+            self._spend(size)
         name, data = body
         handler = self._routes.messages.get(name)
         if handler is None:
@@ -276,6 +279,17 @@ class Messages:
                 self._best_effort.popleft()
                 self.dropped += 1
             self._best_effort.append(message)
+
+    def _spend(self, size: int) -> None:
+        """Count what the peer has sent and was not paid back."""
+        if self._open_count >= self._window[0] or self._open_bytes >= self._window[1]:
+            raise ProtocolError(
+                f"a message without credit: {self._open_count} messages of "
+                f"{self._open_bytes} bytes wait here, of {self._window}",
+                close_code=CloseCode.FLOOD,
+            )
+        self._open_count += 1
+        self._open_bytes += size
 
     def _unhandled(self, id: int, error: RPCError, size: int) -> None:
         if id:
@@ -367,6 +381,8 @@ class Messages:
         self._owed_count += 1
         self._owed_bytes += size
         if self._owed_count * 2 >= self._window[0] or self._owed_bytes * 2 >= self._window[1]:
+            self._open_count -= self._owed_count
+            self._open_bytes -= self._owed_bytes
             credit = self._encoder.pack([self._owed_count, self._owed_bytes])
             self._owed_count = self._owed_bytes = 0
             self._outlet.send(_CREDIT, 0, credit)

@@ -180,6 +180,11 @@ class Serving:
                 "RPC_REQUEST must carry [method, params] or [method, params, meta]",
                 close_code=CloseCode.BAD_PAYLOAD,
             )
+        if not isinstance(body[1], (dict, list)) or (len(body) == 3 and not _is_meta(body[2])):
+            raise ProtocolError(
+                "params must be a map or an array, and meta a map with a numeric ttl",
+                close_code=CloseCode.BAD_PAYLOAD,
+            )
         handler = self._routes.methods.get(body[0])
         if handler is None:
             self.refuse(id, self._routes.unknown_method(body[0]))
@@ -229,10 +234,8 @@ class Serving:
         self, id: int, handler: Handler, future: asyncio.Future[Any], body: list[Any]
     ) -> None:
         seconds = self._ttl
-        if len(body) == 3 and isinstance(body[2], dict):
-            ttl = body[2].get("ttl")
-            if type(ttl) is int and ttl >= 0:
-                seconds = ttl / 1000 if ttl else None
+        if len(body) == 3 and "ttl" in body[2]:
+            seconds = body[2]["ttl"] / 1000 or None
         if handler.timeout is not None:
             seconds = handler.timeout if seconds is None else min(seconds, handler.timeout)
         deadline = math.inf if seconds is None else self._loop.time() + seconds
@@ -362,6 +365,11 @@ class Serving:
         self._held.clear()
         for entry in running.values():
             entry.stop(CallCancelled("the connection has gone"))
+
+
+def _is_meta(meta: Any) -> bool:
+    ttl = meta.get("ttl", 0) if type(meta) is dict else None
+    return type(ttl) is int and ttl >= 0
 
 
 def as_rpc_error(error: BaseException, name: str) -> RPCError:

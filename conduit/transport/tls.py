@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -171,13 +171,13 @@ def _element(data: bytes, expected: int) -> tuple[bytes, bytes]:
     return data[start:end], data[end:]
 
 
-def _required_certificate(tls: TLS) -> str | os.PathLike[str]:
+def _required_certificate(tls: TLS) -> Path:
     if tls.certificate is None:
         raise ValueError("tls on a server needs a certificate")
     return tls.certificate
 
 
-def _context(purpose: ssl.Purpose, ca: str | os.PathLike[str] | None) -> ssl.SSLContext:
+def _context(purpose: ssl.Purpose, ca: Path | None) -> ssl.SSLContext:
     if ca is None:
         context = ssl.create_default_context(purpose)
     else:
@@ -192,7 +192,7 @@ def _context(purpose: ssl.Purpose, ca: str | os.PathLike[str] | None) -> ssl.SSL
     return context
 
 
-def _load_identity(context: ssl.SSLContext, certificate: str | os.PathLike[str], tls: TLS) -> None:
+def _load_identity(context: ssl.SSLContext, certificate: Path, tls: TLS) -> None:
     """Load certificate and key. OpenSSL's errors name neither file nor cause: find both out."""
     _read_end_point(certificate)
     key = certificate if tls.key is None else tls.key
@@ -205,7 +205,7 @@ def _load_identity(context: ssl.SSLContext, certificate: str | os.PathLike[str],
         password_used = True
         if tls.key_password is None:
             raise ValueError(f"tls key {key} is encrypted, and key_password is not set")
-        return tls.key_password
+        return tls.key_password.get_secret_value()
 
     try:
         context.load_cert_chain(certificate, key, password)
@@ -223,7 +223,7 @@ def _load_identity(context: ssl.SSLContext, certificate: str | os.PathLike[str],
         raise ssl.SSLError(exc.errno, message) from exc
 
 
-def _read_end_point(certificate: str | os.PathLike[str]) -> bytes:
+def _read_end_point(certificate: Path) -> bytes:
     match = _PEM.search(_read(certificate, "certificate"))
     if match is None:
         raise ValueError(f"tls certificate {certificate} holds no certificate in PEM form")
@@ -233,10 +233,9 @@ def _read_end_point(certificate: str | os.PathLike[str]) -> bytes:
         raise ValueError(f"tls certificate {certificate} is damaged: {exc}") from exc
 
 
-def _read(path: str | os.PathLike[str], what: str) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return path.read_bytes()
     except OSError as exc:
         # OSError picks the subclass by number, so a missing file stays a FileNotFoundError.
         raise OSError(exc.errno, f"tls {what} cannot be read: {exc.strerror}", path) from exc
