@@ -30,7 +30,6 @@ from .transport.serving import Response
 __version__ = "0.1.0"
 
 __all__ = [
-    "TLS",
     "AuthenticationError",
     "CallCancelled",
     "Client",
@@ -53,6 +52,7 @@ __all__ = [
     "Server",
     "ServerDescriptor",
     "Status",
+    "TLS",
     "Unavailable",
     "data",
     "from_thread",

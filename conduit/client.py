@@ -314,6 +314,8 @@ class Client:
                 prefer_ipv6=self.descriptor.use_ipv6,
             )
             await login
+        except (ConnectionClosed, ProtocolError) as exc:
+            raise _explained(exc, address) from exc
         except BaseException:
             self._connection = None
             if connection is not None and not connection.closed:
@@ -403,7 +405,7 @@ class Client:
         elif self._login is not None and not self._login.done():
             if isinstance(error, AuthenticationError) and self.descriptor.password is not None:
                 forget_keys(self._password())
-            self._login.set_exception(_explain_login(error))
+            self._login.set_exception(error)
         elif self.status is Status.CLOSED and connection.id:
             self._background.start(self._run_hooks("disconnect", self, connection.reason))
 
@@ -436,7 +438,7 @@ class Client:
         attempt = 0
         while True:
             longest = min(LONGEST_DELAY, descriptor.reconnect_delay * 2 ** min(self._failures, 16))
-            await asyncio.sleep(random.uniform(0, longest))  # noqa: S311  # spreads load
+            await asyncio.sleep(random.uniform(0, longest))  # spreads load
             attempt += 1
             self._failures += 1
             try:
@@ -484,9 +486,10 @@ class Client:
         data: Any = None,
         *,
         timeout: float | None | Default = DEFAULT,
+        returns: Any = None,
     ) -> Any:
         """Send a message and return what its handler answers; see `Connection.request`."""
-        return await self.connection.request(name, data, timeout=timeout)
+        return await self.connection.request(name, data, timeout=timeout, returns=returns)
 
     async def ping(self) -> float:
         """Measure the time to the server and back, in seconds; see `Connection.ping`."""
@@ -505,17 +508,15 @@ _NOT_CONNECTED = {
 }
 
 
-def _explain_login(error: Exception) -> Exception:
-    """Say what a connection that ends during the login may mean."""
+def _explained(error: ConnectionClosed | ProtocolError, address: Address) -> Exception:
+    """Say where, and what it may mean that the login did not complete."""
+    text = (
+        f"{address} did not complete the login: {error}; is it a conduit server, "
+        "and do both sides use TLS or neither?"
+    )
     if isinstance(error, ConnectionClosed):
-        told = ConnectionClosed(
-            f"the login did not complete: {error.reason}; is it a conduit server, "
-            "and do both sides use TLS or neither?",
-            code=error.code,
-        )
-        told.__cause__ = error
-        return told
-    return error
+        return ConnectionClosed(error.reason, code=error.code, message=text)
+    return ProtocolError(text, close_code=error.close_code)
 
 
 def _descriptor(

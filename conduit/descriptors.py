@@ -171,7 +171,7 @@ class ServerDescriptor(_Model):
     users: Mapping[str, str] | UserLookup | None = None
     name: Name = "conduit-server"
     version: Annotated[str, Field(max_length=20)] = "1.0.0"
-    host: str = "0.0.0.0"  # noqa: S104  # the documented default; every start without TLS warns
+    host: str = "0.0.0.0"  # the documented default; every start without TLS warns
     port: Port = 8080
     ipv6: bool = False
     max_connections: Annotated[int, Field(gt=0)] = 100

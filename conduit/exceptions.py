@@ -67,13 +67,24 @@ class ConduitError(Exception):
 class ConnectionClosed(ConduitError, ConnectionError):
     """The connection is closed, so the operation was not done.
 
-    Attributes:
+    Args:
+        reason: Why, in words, from the side that closed.
         code: Close code as in docs/protocol.md; 1000 is a normal end.
+        message: The error's text, where the reason alone would not say enough.
+
+    Attributes:
+        code: The close code.
         reason: Why, in words, from the side that closed.
     """
 
-    def __init__(self, reason: str = "the connection is closed", *, code: int = 1000) -> None:
-        super().__init__(reason)
+    def __init__(
+        self,
+        reason: str = "the connection is closed",
+        *,
+        code: int = 1000,
+        message: str | None = None,
+    ) -> None:
+        super().__init__(message or reason)
         self.code = code
         self.reason = reason
 
@@ -91,9 +102,10 @@ class ConnectionLost(ConnectionClosed):
         reason: str = "the connection was lost",
         *,
         code: int = 1006,
+        message: str | None = None,
         executed: bool | None = None,
     ) -> None:
-        super().__init__(reason, code=code)
+        super().__init__(reason, code=code, message=message)
         self.executed = executed
 
 

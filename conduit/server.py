@@ -235,7 +235,6 @@ class Server:
         await self._make_verifier()
         listening = await bind(address, ipv6=descriptor.ipv6)
         self._address = listening.getsockname()[:2]
-        self._stopping = asyncio.Event()
         try:
             await self._run_hooks("startup", self)
         except BaseException:
@@ -309,14 +308,13 @@ class Server:
         Raises:
             OSError, ValueError, ssl.SSLError: As `start`.
         """
-        await self.start()
-        assert self._stopping is not None
-        stopping = self._stopping
-        try:
-            with _handled_signals(stopping.set) if signals else contextlib.nullcontext():
+        stopping = self._stopping = asyncio.Event()
+        with _handled_signals(stopping.set) if signals else contextlib.nullcontext():
+            await self.start()
+            try:
                 await stopping.wait()
-        finally:
-            await self.stop()
+            finally:
+                await self.stop()
 
     async def __aenter__(self: T) -> T:
         await cast("Server", self).start()
@@ -530,7 +528,7 @@ def _descriptor(
 
 
 def _host(descriptor: ServerDescriptor) -> str:
-    return "::" if descriptor.ipv6 and descriptor.host == "0.0.0.0" else descriptor.host  # noqa: S104
+    return "::" if descriptor.ipv6 and descriptor.host == "0.0.0.0" else descriptor.host
 
 
 def _is_loopback(host: str) -> bool:

@@ -34,7 +34,7 @@ from typing import Any, Final
 
 from msgpack import packb
 
-from ..exceptions import AuthenticationError, ProtocolError
+from ..exceptions import AuthenticationError, ProtocolError, RPCError
 from .events import (
     Acknowledged,
     Broken,
@@ -51,12 +51,14 @@ from .frames import (
     ENVELOPE,
     HEADER,
     HEADER_SIZE,
+    MAGIC,
     SEQUENCED,
     CloseCode,
     Frame,
     FrameType,
     NotConduit,
     OtherVersion,
+    not_conduit,
     tolerate,
     type_name,
     word,
@@ -321,7 +323,7 @@ class CNDT:
                     type = accepts.get(first, 0)
                 if size > self.max_payload:
                     raise ProtocolError(
-                        f"a payload of {size} bytes exceeds the limit of {self.max_payload} bytes",
+                        f"a payload of {size} bytes exceeds the limit of {self._limit_text()}",
                         close_code=CloseCode.TOO_BIG,
                     )
                 stop = start + HEADER_SIZE + size
@@ -354,6 +356,8 @@ class CNDT:
             else:
                 if start < end:
                     self._partial = bytes(data[start:])
+                    if not MAGIC.startswith(self._partial[:4]):
+                        raise not_conduit()
                     self._missing = HEADER_SIZE - (end - start)
         finally:
             session.received = received
@@ -433,6 +437,11 @@ class CNDT:
             events.append(self._opened(login))
         else:
             self._broken(login.failed(payload), events)
+
+    def _limit_text(self) -> str:
+        if self._login is not None:
+            return f"{self.max_payload} bytes during the login"
+        return f"{self.max_payload - ENVELOPE} bytes (max_payload) and {ENVELOPE} for the envelope"
 
     def _expected(self) -> str:
         names = [type_name(type) for type in ACCEPTS.get(self.state, ())]
@@ -576,5 +585,5 @@ def _read_close(payload: bytes | memoryview) -> Closed:
     try:
         code, reason = decode(payload)
         return Closed(int(code), str(reason)[:123])
-    except (ProtocolError, TypeError, ValueError):
+    except (ProtocolError, RPCError, TypeError, ValueError):
         return Closed(CloseCode.PROTOCOL_ERROR, "the peer closed with an unreadable reason")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ..exceptions import PayloadTooLarge, ProtocolError
+from ..exceptions import ProtocolError, RPCError
 from .frames import COMPRESSED, HEADER, HEADER_SIZE, PRIORITY, REPLY, SEQUENCED, type_name
 from .payload import decode, inflate
 
@@ -59,7 +59,7 @@ def _payload(payload: bytes, flags: int) -> str:
         if flags & COMPRESSED:
             payload = inflate(payload, 64 * 1024 * 1024)
         return repr(decode(payload))
-    except (ProtocolError, PayloadTooLarge) as exc:
+    except (ProtocolError, RPCError) as exc:
         return f"({exc})"
 
 

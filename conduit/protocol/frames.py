@@ -29,6 +29,9 @@ __all__ = [
     "CloseCode",
     "Frame",
     "FrameType",
+    "NotConduit",
+    "OtherVersion",
+    "not_conduit",
     "tolerate",
     "type_name",
     "word",
@@ -164,6 +167,11 @@ class OtherVersion(ProtocolError):
     """The peer speaks another version of the protocol."""
 
 
+def not_conduit() -> NotConduit:
+    """Return the error for bytes that do not begin with the magic."""
+    return NotConduit("the bytes that came are not a conduit frame; does the peer speak CNDT?")
+
+
 def tolerate(received: int, accepted: Container[int], expected: str, *, login: bool) -> int:
     """Deal with a word that is not accepted as it stands.
 
@@ -185,7 +193,7 @@ def tolerate(received: int, accepted: Container[int], expected: str, *, login: b
         ProtocolError: The type or a flag is unknown, or not allowed here.
     """
     if received >> 32 != _MAGIC_NUMBER:
-        raise NotConduit("the first bytes are not a conduit frame; does the peer speak CNDT?")
+        raise not_conduit()
     version, type, flags = received >> 24 & 0xFF, received >> 16 & 0xFF, received & 0xFF
     if version != VERSION:
         raise OtherVersion(

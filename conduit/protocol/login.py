@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgpack import packb
 
-from ..exceptions import AuthenticationError, PayloadTooLarge, ProtocolError, Unavailable
+from ..exceptions import AuthenticationError, ProtocolError, RPCError, Unavailable
 from .events import (
     Capabilities,
     KeysNeeded,
@@ -317,7 +317,7 @@ class ClientLogin:
 def _decode(payload: bytes) -> Any:
     try:
         return decode(payload, max_containers=64)
-    except PayloadTooLarge as exc:
+    except RPCError as exc:
         raise ProtocolError(str(exc)) from exc
 
 

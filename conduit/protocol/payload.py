@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from msgpack import Packer, Unpacker, unpackb
 
-from ..exceptions import PayloadTooLarge, ProtocolError
+from ..exceptions import InvalidParams, PayloadTooLarge, ProtocolError
 from .frames import CloseCode
 
 __all__ = ["LARGE", "Encoder", "decode", "deflate", "inflate", "plain"]
@@ -46,6 +46,8 @@ def decode(payload: bytes | memoryview, *, max_containers: int = _CONTAINERS) ->
     Raises:
         ProtocolError: The bytes are not one well-formed value of plain types.
         PayloadTooLarge: Well formed, but with too many containers.
+        InvalidParams: Well formed, but a map has a key that is not text. Such keys are refused
+            because a peer could choose numbers that all collide in a hash table.
     """
     try:
         size = len(payload)
@@ -64,7 +66,10 @@ def decode(payload: bytes | memoryview, *, max_containers: int = _CONTAINERS) ->
         )
     except (ProtocolError, PayloadTooLarge):
         raise
-    except Exception as exc:  # noqa: BLE001  # unpackb leaks a dozen kinds; every one means this
+    except Exception as exc:
+        # unpackb leaks a dozen kinds of exception, and every one of them means the same.
+        if "not allowed for map key" in str(exc):
+            raise InvalidParams("the keys of maps must be text; convert other keys first") from exc
         raise ProtocolError(
             f"payload of {len(payload)} bytes is not valid MessagePack: {type(exc).__name__}: {exc}",
             close_code=CloseCode.BAD_PAYLOAD,
@@ -110,7 +115,7 @@ def _check_lengths(payload: bytes | memoryview, size: int) -> None:
 # 0 a scalar, 1 a list, 2 a map. From the MessagePack specification's table of formats.
 _SCALAR, _LIST, _MAP = 0, 1, 2
 _TOKENS: Final[dict[int, tuple[int, int, int]]] = {
-    **{byte: (0, 0, _SCALAR) for byte in (0xC0, 0xC2, 0xC3)},
+    **dict.fromkeys((192, 194, 195), (0, 0, _SCALAR)),
     **{0xC4 + power: (1 << power, 0, _SCALAR) for power in range(3)},  # bin 8, 16, 32
     **{0xC7 + power: (1 << power, 1, _SCALAR) for power in range(3)},  # ext 8, 16, 32
     0xCA: (0, 4, _SCALAR),
@@ -123,7 +128,7 @@ _TOKENS: Final[dict[int, tuple[int, int, int]]] = {
     0xDD: (4, 0, _LIST),
     0xDE: (2, 0, _MAP),
     0xDF: (4, 0, _MAP),
-    **{byte: (0, 0, _SCALAR) for byte in (*range(0x80), *range(0xE0, 0x100))},
+    **dict.fromkeys((*range(128), *range(224, 256)), (0, 0, _SCALAR)),
     **{0xA0 + size: (0, size, _SCALAR) for size in range(32)},
 }
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from ..transport.calls import DEFAULT, Default, Params
 from ..transport.serving import Response
 
-__all__ = ["Caller", "data"]
+__all__ = ["Caller", "convert", "data"]
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class Caller:
         body: list[Any] = await self._call(method, args, timeout, True)
         if returns is Response:
             return Response(body[0], body[1] if len(body) > 1 else {})
-        return _adapter(returns).validate_python(body[0])
+        return convert(body[0], returns)
 
     async def discover(self) -> list[dict[str, Any]]:
         """Return what the peer offers, one map for each method.
@@ -131,8 +131,14 @@ def _cached_adapter(returns: Any) -> TypeAdapter[Any]:
     return TypeAdapter(returns)
 
 
-def _adapter(returns: Any) -> TypeAdapter[Any]:
+def convert(value: Any, returns: Any) -> Any:
+    """Validate a value against a type, and turn it into that type.
+
+    Raises:
+        pydantic.ValidationError: It does not fit.
+    """
     try:
-        return _cached_adapter(returns)
+        adapter = _cached_adapter(returns)
     except TypeError:  # a type that cannot be hashed, such as one with Annotated metadata
-        return TypeAdapter(returns)
+        adapter = TypeAdapter(returns)
+    return adapter.validate_python(value)

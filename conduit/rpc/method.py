@@ -63,8 +63,14 @@ class Method:
         signature, hints = _signature(function, name)
         injected = [key for key in signature.parameters if _is_connection(hints.get(key))]
         self._injected = tuple(injected)
-        self._signature = signature
-        parameters = [p for key, p in signature.parameters.items() if key not in injected]
+        parameters = [
+            p.replace(annotation=hints.get(key, p.annotation))
+            for key, p in signature.parameters.items()
+            if key not in injected
+        ]
+        self._shown = inspect.Signature(
+            parameters, return_annotation=hints.get("return", signature.return_annotation)
+        )
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(
@@ -73,6 +79,7 @@ class Method:
         self._model = _lone_model(parameters, hints)
         self._adapter: TypeAdapter[Any] = _parameters_adapter(name, parameters, hints, extra)
         self._validate = _arguments_validator(self._adapter)
+        self._known = {p.name for p in parameters} if extra == "ignore" else None
         self._returns = _returns_adapter(name, hints)
         self.finish = _finisher(self._returns, hints.get("return", Any))
 
@@ -92,6 +99,8 @@ class Method:
             args, kwargs = self._validate(data)
         except ValidationError as exc:
             raise _invalid_params(self.name, exc) from None
+        if self._known is not None:
+            kwargs = {key: value for key, value in kwargs.items() if key in self._known}
         for key in self._injected:
             kwargs[key] = connection
         if self.kind == "thread":
@@ -102,8 +111,7 @@ class Method:
     @property
     def signature(self) -> str:
         """The signature as its callers see it: `add(a: int, b: int) -> int`."""
-        shown = [p for key, p in self._signature.parameters.items() if key not in self._injected]
-        return f"{self.name}{self._signature.replace(parameters=shown)}"
+        return f"{self.name}{self._shown}"
 
     def describe(self) -> dict[str, Any]:
         """Return what discovery tells of the method."""

@@ -327,8 +327,9 @@ class Calls:
         for future, _, name, _ in pending.values():
             if not future.done():
                 lost = ConnectionLost(
-                    f"the connection was lost while {name!r} was in flight: {error.reason}",
+                    error.reason,
                     code=error.code,
+                    message=f"the connection was lost while {name!r} was in flight: {error}",
                 )
                 lost.__cause__ = error.__cause__
                 future.set_exception(lost)
@@ -359,6 +360,6 @@ def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:
 
 def closed_again(error: ConnectionClosed) -> ConnectionClosed:
     """Return a fresh exception, because raising one object twice mixes up its tracebacks."""
-    fresh = ConnectionClosed(error.reason, code=error.code)
+    fresh = ConnectionClosed(error.reason, code=error.code, message=str(error))
     fresh.__cause__ = error.__cause__
     return fresh

@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..exceptions import ConnectionClosed, PayloadTooLarge, ProtocolError
+from ..exceptions import ConnectionClosed, ProtocolError, RPCError
 from ..protocol.cndt import CNDT, State
 from ..protocol.events import (
     Acknowledged,
@@ -31,7 +31,7 @@ from ..protocol.events import (
 )
 from ..protocol.frames import REPLY, CloseCode, Frame, FrameType
 from ..protocol.session import Session
-from ..rpc.caller import Caller
+from ..rpc.caller import Caller, convert
 from .calls import DEFAULT, HANDLING, Calls, Default, closed_again
 from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
@@ -223,7 +223,12 @@ class Connection:
             await self._messages.send(name, data)
 
     async def request(
-        self, name: str, data: Any = None, *, timeout: float | None | Default = DEFAULT
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: Any = None,
     ) -> Any:
         """Send a message and return what its handler answers.
 
@@ -231,13 +236,16 @@ class Connection:
             name: The name of the peer's handler.
             data: Plain data, a dataclass or a Pydantic model.
             timeout: Seconds; the descriptor's `rpc_timeout` by default, None for no deadline.
+            returns: A type that the answer is validated against and turned into.
 
         Raises:
             RPCTimeout: No answer came in time.
             RPCError: The handler failed, or there is none.
             ConnectionLost: The connection went away before the answer.
+            pydantic.ValidationError: The answer is not what `returns` says.
         """
-        return await self._messages.request(name, data, timeout)
+        answer = await self._messages.request(name, data, timeout)
+        return answer if returns is None else convert(answer, returns)
 
     async def ping(self) -> float:
         """Measure the time to the peer and back, in seconds.
@@ -454,9 +462,10 @@ class Connection:
                     self._messages.credit(event)
                 elif kind == _CANCEL:
                     serving.cancel(event)
-        except (ProtocolError, PayloadTooLarge) as exc:
-            code = exc.close_code if isinstance(exc, ProtocolError) else CloseCode.TOO_BIG
-            self.fail(exc, code, str(exc))
+        except ProtocolError as exc:
+            self.fail(exc, exc.close_code, str(exc))
+        except RPCError as exc:
+            self.fail(exc, CloseCode.BAD_PAYLOAD, str(exc))
         finally:
             HANDLING.reset(token)
             if resolved:
@@ -472,11 +481,8 @@ class Connection:
             if answer is not None and not answer.done():
                 answer.set_result(None)
         elif isinstance(event, Closed):
-            self._close(
-                ConnectionClosed(
-                    f"closed by the peer: {event.reason or 'no reason given'}", code=event.code
-                )
-            )
+            told = f"closed by the peer: {event.reason or 'no reason given'}"
+            self._close(ConnectionClosed(event.reason, code=event.code, message=told))
         elif isinstance(event, Broken):
             error = event.error
             code = error.close_code if isinstance(error, ProtocolError) else CloseCode.LOGIN_FAILED

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import ClassVar, Protocol
 from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 from ..protocol.payload import Encoder
 from .tasks import Starter

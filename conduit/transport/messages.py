@@ -20,7 +20,6 @@ from typing import Any, Final
 from ..exceptions import (
     ConnectionClosed,
     Overloaded,
-    PayloadTooLarge,
     ProtocolError,
     RPCError,
     RPCTimeout,
@@ -250,7 +249,7 @@ class Messages:
         size = len(frame.payload) if frame.flags & SEQUENCED and not reply else 0
         try:
             body = decode(frame.payload)
-        except PayloadTooLarge as exc:
+        except RPCError as exc:
             if size:
                 self._spend(size)
             self._unhandled(frame.id, exc, size)

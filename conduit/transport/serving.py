@@ -172,7 +172,7 @@ class Serving:
         id = frame.id
         try:
             body = decode(frame.payload)
-        except PayloadTooLarge as exc:
+        except RPCError as exc:
             self.refuse(id, exc)
             return
         if type(body) is not list or len(body) not in (2, 3) or type(body[0]) is not str:

@@ -758,8 +758,6 @@ BAD_PAYLOADS = {
     "method is a number": pack([5, {}]),
     "method is bytes": pack([b"mark", {}]),
     "parameters are nothing at all": b"\x92\xa4mark\xc1",
-    "integer keys": b"\x92\xa4mark\x81\x01\x02",
-    "keys that are arrays": b"\x92\xa4mark\x81\x90\x02",
     "bad utf-8": b"\x92\xa4mark\x81\xa5value\xa2\xff\xfe",
     "unknown extension": b"\x92\xa4mark\x81\xa5value\xd4\x2a\x00",
     "timestamp of another universe": b"\x92\xa4mark\x81\xa5value\xc7\x0c\xff" + b"\xff" * 12,
@@ -769,8 +767,14 @@ BAD_PAYLOADS = {
     "text of four gigabytes": b"\x92\xa4mark\x81\xa5value\xdb\xff\xff\xff\xff",
     "nested lies, 3 KB": nested_lies(3000),
     "nested lies, 1 MB": nested_lies(1_000_000),
-    "empty arrays, 1 MB": empty_containers(b"\x90", 1_000_000),
-    "empty maps, 1 MB": empty_containers(b"\x80", 1_000_000),
+}
+
+# Well-formed payloads whose content is refused: the call fails, and nothing else does.
+REFUSED_PAYLOADS = {
+    "integer keys": (b"\x92\xa4mark\x81\x01\x02", "invalid_params"),
+    "keys that are arrays": (b"\x92\xa4mark\x81\x90\x02", "invalid_params"),
+    "empty arrays, 1 MB": (empty_containers(b"\x90", 1_000_000), "payload_too_large"),
+    "empty maps, 1 MB": (empty_containers(b"\x80", 1_000_000), "payload_too_large"),
 }
 
 
@@ -793,8 +797,30 @@ async def test_a_payload_that_is_no_call_ends_the_link_at_a_bounded_cost(name: s
         assert here.ran == []
 
 
+@pytest.mark.parametrize("name", REFUSED_PAYLOADS)
+async def test_a_payload_with_refused_content_fails_its_call_at_a_bounded_cost(name: str) -> None:
+    payload, code = REFUSED_PAYLOADS[name]
+    async with service() as here, logged_in(here.server.address) as peer:
+        here.ran.clear()
+        tracemalloc.start()
+        try:
+            peer.sent += 1
+            data = frame(raw.RPC_REQUEST, 1, payload, flags=SEQUENCED, reserved=peer.sent)
+            peer.write(data)
+            answer = await peer.until(raw.RPC_ERROR)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert answer.body[0] == code
+        assert peak < 8 * len(data) + (16 << 20)
+        assert here.ran == []
+        peer.request("mark", {"value": "still served"})
+        await peer.until(raw.RPC_RESPONSE)
+
+
 async def test_a_method_name_of_a_megabyte_is_not_repeated() -> None:
     async with service() as here, logged_in(here.server.address) as peer:
+        here.ran.clear()
         id = peer.request("x" * 900_000, {})
         answer = await peer.until(raw.RPC_ERROR, raw.CLOSE)
         assert answer.type == raw.CLOSE or answer.id == id

@@ -914,6 +914,11 @@ def _zeros(size: int) -> list[bytes]:
 @needs_ipv6
 async def test_n21_ipv6_with_the_default_host_means_every_ipv6_address() -> None:
     server = Server(ServerDescriptor(verifier=VERIFIER, port=0, ipv6=True))
+
+    @server.rpc
+    async def add(a: int, b: int) -> int:
+        return a + b
+
     async with server:
         assert server.address[0] == "::"
         address = ("::1", server.address[1])
