@@ -1,21 +1,15 @@
 """The `conduit` command: serve, call, discover and ping, from a terminal or from a script.
 
-It needs the extra `cli`. What it answers with for scripts is in `conduit --help`.
+It needs the extra `cli`. `conduit --help` lists the exit codes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import importlib
 import io
-import json
 import logging
-import math
-import os
 import secrets
 import sys
-import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -31,9 +25,9 @@ from . import (
     Limits,
     RPCError,
     RPCTimeout,
-    Server,
     __version__,
 )
+from .cli import json_text, load_server, parse_parameters, shown, signature
 from .protocol.scram import DEFAULT_ITERATIONS, Verifier
 
 try:
@@ -41,65 +35,71 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name != "typer":
         raise
-    sys.stderr.write("conduit: the command needs typer; pip install 'netconduit[cli]'\n")
+    sys.stderr.write("the conduit command needs typer: pip install 'netconduit[cli]'\n")
     raise SystemExit(2) from None
 
 __all__ = ["app", "main"]
 
 T = TypeVar("T")
 
-ANSWERED, USAGE, UNREACHABLE, REFUSED, TIMEOUT = 1, 2, 3, 4, 5
+ANSWERED, USAGE, UNREACHABLE, REFUSED, TIMEOUT = 1, 2, 3, 4, 5  # exit codes
 LARGEST = 64 * 1024 * 1024
-FEWEST_ITERATIONS = 100_000
-"""What clients accept without being told otherwise."""
+FEWEST_ITERATIONS = 100_000  # that clients accept without being told otherwise
+COLUMN = 48  # where descriptions begin at the latest
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 # What the commands that connect have in common.
-At = Annotated[
-    str, typer.Argument(metavar="HOST:PORT", help="Or tcp://HOST:PORT, or tls://HOST:PORT.")
-]
+At = Annotated[str, typer.Argument(metavar="HOST:PORT", help="tcp:// or tls:// may come before.")]
 Password = Annotated[
     str | None,
     typer.Option(
         envvar="CONDUIT_PASSWORD",
-        help="Without it a terminal is asked. Others can see it here: prefer the variable.",
+        show_default=False,
+        help="Other users can see it here; the variable is better. Else a terminal is asked.",
     ),
 ]
 User = Annotated[str, typer.Option(help="Who logs in.")]
-Timeout = Annotated[float, typer.Option(help="Seconds for the login, and again for each answer.")]
+Timeout = Annotated[
+    float, typer.Option(min=0.001, help="Seconds for the login, and for each answer.")
+]
 CA = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="Trust the certificates that this PEM signed."),
+    typer.Option(exists=True, dir_okay=False, show_default=False, help="PEM file to trust."),
 ]
 Insecure = Annotated[
     bool,
     typer.Option(
         "--insecure-tls",
-        help="Trust any certificate; the password still proves that it is the server's.",
+        help="Trust any certificate; the login still proves that it is the server's own.",
     ),
 ]
 
 
 @app.callback(invoke_without_command=True)
-def conduit(version: Annotated[bool, typer.Option("--version", is_eager=True)] = False) -> None:
-    """Serve, call, discover and ping conduit servers.
+def conduit(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Serve, call, discover and ping.
 
     \b
     Exit codes:
       0  done
-      1  the server answered with an error; `code: message` is on stderr
-      2  the command line, or the module to be served, is not right
+      1  the server answered with an error: `code: message` is on stderr
+      2  the command line, or the module to serve, is not right
       3  cannot connect, cannot listen, or the connection was lost
       4  the login was refused
       5  no answer in time
 
     \b
-    Values are JSON. Bytes are {"$base64": "..."}, in arguments as well as in
-    results; the numbers that JSON lacks are "NaN", "Infinity" and "-Infinity".
-    """  # noqa: D301  # \b keeps the lines as they are
+    Arguments and results are JSON. In both, bytes are {"$base64": "..."};
+    NaN and the infinities are "NaN", "Infinity" and "-Infinity".
+    """
     if version:
         typer.echo(f"conduit {__version__}")
         raise typer.Exit
@@ -109,38 +109,37 @@ def conduit(version: Annotated[bool, typer.Option("--version", is_eager=True)] =
 def serve(
     target: Annotated[str, typer.Argument(metavar="MODULE:SERVER", help="Such as app:server.")],
 ) -> None:
-    """Run the Server object of a module, until Ctrl-C or SIGTERM.
+    """Run the Server object of a module until Ctrl-C or SIGTERM.
 
-    The module is looked for in the current directory first. Unless it configures logging itself,
-    the log goes to stderr.
+    The current directory comes first in the search for the module. Unless the module configures
+    logging, the log goes to stderr.
     """
-    server = _load(target)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
+        server = load_server(target)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         asyncio.run(server.run())
     except OSError as exc:
         _fail(UNREACHABLE, exc)
     except ValueError as exc:
-        _fail(USAGE, exc)
-    except KeyboardInterrupt:  # before the server took over the signals
+        _fail(USAGE, exc, lines=True)
+    except KeyboardInterrupt:  # before the server listens for the signal
         pass
 
 
 @app.command()
 def call(
     at: At,
-    method: str,
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Its name.")],
     parameters: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME=VALUE... | -",
-            help="A value that is not JSON is text. - reads all parameters from stdin, as JSON.",
-            show_default=False,
+            metavar="NAME=VALUE",
+            help="A value that is not JSON is text. A single - reads all of them from stdin.",
         ),
     ] = None,
     whole: Annotated[
         str | None,
-        typer.Option("--json", metavar="TEXT", help="All parameters: a JSON object or array."),
+        typer.Option("--json", metavar="TEXT", help="All parameters as a JSON object or array."),
     ] = None,
     password: Password = None,
     user: User = "default",
@@ -148,46 +147,55 @@ def call(
     ca: CA = None,
     insecure: Insecure = False,
 ) -> None:
-    """Call a method and print its result as JSON: conduit call HOST:PORT add a=10 b=20."""
-    args = _parameters(parameters or [], whole)
+    """Call a method and print its result as JSON.
+
+    For example: conduit call localhost:8080 add a=10 b=20
+    """
+    words = parameters or []
+    try:
+        if words == ["-"] and whole is None:
+            words, whole = [], sys.stdin.read()
+        args = parse_parameters(words, whole)
+    except ValueError as exc:
+        _fail(USAGE, exc)
     client = _client(at, password, user, timeout, ca, insecure)
 
-    async def work(client: Client) -> Any:
+    async def work() -> Any:
         try:
             return await client.rpc.call(method, args)
         except (TypeError, ValueError, OverflowError) as exc:
             _fail(USAGE, f"the call cannot be sent: {exc}")
 
-    typer.echo(_as_json(_talk(client, work)))
+    _print_json(_talk(client, work))
 
 
 @app.command()
 def discover(
     at: At,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON Schema.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, with JSON Schema.")] = False,
     password: Password = None,
     user: User = "default",
     timeout: Timeout = 10.0,
     ca: CA = None,
     insecure: Insecure = False,
 ) -> None:
-    """List the methods of a server, one a line."""
+    """List the methods of a server."""
     client = _client(at, password, user, timeout, ca, insecure)
-    methods = _talk(client, lambda client: client.rpc.discover())
+    methods = _talk(client, client.rpc.discover)
     if as_json:
-        typer.echo(_as_json(methods))
+        _print_json(methods)
         return
-    signatures = [_shown(_signature(method)) for method in methods]
-    width = max((len(text) for text in signatures if len(text) <= 48), default=0)
-    for method, signature in zip(methods, signatures, strict=True):
-        first = str(method.get("description") or "").partition("\n")[0]
-        typer.echo(f"{signature:<{width}}  {_shown(first)}".rstrip())
+    signatures = [shown(signature(method)) for method in methods]
+    width = max((len(text) for text in signatures if len(text) <= COLUMN), default=0)
+    for method, text in zip(methods, signatures, strict=True):
+        first_line = str(method.get("description", "")).partition("\n")[0]
+        typer.echo(f"{text:<{width}}  {shown(first_line)}".rstrip())
 
 
 @app.command()
 def ping(
     at: At,
-    count: Annotated[int, typer.Option(min=1)] = 4,
+    count: Annotated[int, typer.Option(min=1, help="How many times.")] = 4,
     password: Password = None,
     user: User = "default",
     timeout: Timeout = 10.0,
@@ -195,31 +203,32 @@ def ping(
     insecure: Insecure = False,
 ) -> None:
     """Measure the time to a server and back."""
+    client = _client(at, password, user, timeout, ca, insecure)
 
-    async def work(client: Client) -> None:
+    async def work() -> None:
         times: list[float] = []
         for number in range(1, count + 1):
             times.append(await asyncio.wait_for(client.ping(), timeout) * 1000)
             typer.echo(f"{number}: {times[-1]:.3f} ms")
         mean = sum(times) / count
-        typer.echo(f"min {min(times):.3f}, mean {mean:.3f}, max {max(times):.3f} ms")
+        typer.echo(f"min {min(times):.3f} ms, mean {mean:.3f} ms, max {max(times):.3f} ms")
 
-    _talk(_client(at, password, user, timeout, ca, insecure), work)
+    _talk(client, work)
 
 
 @app.command()
 def hash_password(
     iterations: Annotated[
-        int, typer.Option(min=4096, max=2_000_000, help="PBKDF2 iterations.")
+        int, typer.Option(min=4096, max=2_000_000, help="Iterations of PBKDF2.")
     ] = DEFAULT_ITERATIONS,
 ) -> None:
-    """Print the verifier of a password, for Server(verifier=...) and Server(users=...).
+    """Print the verifier of a password.
 
-    The password is asked for twice, or is the first line of stdin.
+    That is what Server(verifier=...) and Server(users=...) take. The password is the first line of
+    stdin; a terminal is asked for it twice.
     """
     if iterations < FEWEST_ITERATIONS:
-        note = f"clients refuse fewer than {FEWEST_ITERATIONS} without Limits(min_iterations=...)"
-        typer.echo(f"conduit: note: {note}", err=True)
+        typer.echo(f"note: clients refuse fewer than {FEWEST_ITERATIONS} iterations", err=True)
     try:
         if sys.stdin.isatty():
             password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
@@ -241,27 +250,17 @@ def gen_password() -> None:
 def main() -> None:
     """Run the command."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper):  # what it cannot encode must not end the program
             stream.reconfigure(errors="backslashreplace")
     app(prog_name="conduit")
-
-
-# Connecting, and the exit codes.
-
-
-def _fail(code: int, problem: Exception | str, prefix: str = "conduit: ") -> NoReturn:
-    """End with an exit code and one line."""
-    # Not the number in front of an OSError's text.
-    text = getattr(problem, "strerror", None) or str(problem)
-    typer.echo(f"{prefix}{_shown(text)}", err=True)
-    raise typer.Exit(code)
 
 
 def _client(
     at: str, password: str | None, user: str, timeout: float, ca: Path | None, insecure: bool
 ) -> Client:
+    """Make the client that the options describe."""
     if password is None and sys.stdin.isatty():
-        question = f"Password of {user!r} (none: Enter)"
+        question = f"Password of {shown(user)} (Enter for none)"
         password = typer.prompt(question, "", hide_input=True, show_default=False, err=True)
     try:
         return Client(
@@ -276,12 +275,15 @@ def _client(
             tls=TLS(ca=ca, verify=not insecure) if ca is not None or insecure else None,
             limits=Limits(max_payload=LARGEST),
         )
-    except ValidationError as exc:  # its own text would repeat the password
-        _fail(USAGE, "; ".join(error["msg"].removeprefix("Value error, ") for error in exc.errors()))
+    except ValidationError as exc:  # whose own text repeats what was given, the password included
+        problems = [
+            f"{one['loc'][0]}: {one['msg']}" if one["loc"] else one["msg"] for one in exc.errors()
+        ]
+        _fail(USAGE, "; ".join(problems).replace("Value error, ", ""))
 
 
-def _talk(client: Client, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Connect, do the work and disconnect; what goes wrong ends the program."""
+def _talk(client: Client, work: Callable[[], Awaitable[T]]) -> T:
+    """Connect, do the work and disconnect; an error ends the program with its exit code."""
 
     async def session() -> T:
         try:
@@ -293,44 +295,36 @@ def _talk(client: Client, work: Callable[[Client], Awaitable[T]]) -> T:
         except (ConduitError, OSError) as exc:
             _fail(UNREACHABLE, exc)
         try:
-            return await work(client)
+            return await work()
         finally:
             await client.disconnect()
 
     try:
         return asyncio.run(session())
     except RPCTimeout as exc:
-        _fail(TIMEOUT, exc, f"{exc.code}: ")
+        _fail(TIMEOUT, exc)
+    except asyncio.TimeoutError:
+        _fail(TIMEOUT, f"no answer within {client.descriptor.connect_timeout:g} s")
     except RPCError as exc:
-        _fail(ANSWERED, exc.message, f"{exc.code}: ")
+        _fail(ANSWERED, f"{exc.code}: {exc.message}")
     except ConnectionClosed as exc:
         _fail(UNREACHABLE, exc)
-    except asyncio.TimeoutError:
-        _fail(TIMEOUT, f"no answer within {client.descriptor.rpc_timeout:g} s")
 
 
-def _load(target: str) -> Server:
-    """Import the server of `module:name`."""
-    module_name, _, name = target.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
-        _fail(USAGE, f"{target!r} must be module:name, such as app:server")
-    sys.path.insert(0, str(Path.cwd()))
+def _print_json(value: Any) -> None:
+    ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
-            _fail(USAGE, f"{module_name} cannot be imported: {exc}")
-        here = ", ".join(sorted(path.stem for path in Path.cwd().glob("*.py"))[:20])
-        _fail(USAGE, f"no module {exc.name!r}; in {Path.cwd()} there is {here or 'none'}")
-    except Exception as exc:  # noqa: BLE001  # the module's own; shown from its own line on
-        trace = exc.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename != _file_of(module_name):
-            trace = trace.tb_next
-        typer.echo("".join(traceback.format_exception(type(exc), exc, trace)), err=True, nl=False)
-        _fail(USAGE, f"{module_name} cannot be imported")
-    found = getattr(module, name, None)
-    if isinstance(found, Server):
-        return found
-    servers = ", ".join(key for key, value in vars(module).items() if isinstance(value, Server))
-    what = f"is a {type(found).__name__}, not a Server" if hasattr(module, name) else "is not there"
-    _fail(USAGE, f"{target} {what}; servers in {module_name}: {servers or 'none'}")
+        typer.echo(json_text(value, indent=2 if sys.stdout.isatty() else None, ascii=ascii))
+    except ValueError as exc:
+        _fail(ANSWERED, exc)
+
+
+def _fail(code: int, problem: Exception | str, *, lines: bool = False) -> NoReturn:
+    """End with an exit code and one line on stderr, or with all of its lines."""
+    text = getattr(problem, "strerror", None) or str(problem)  # without an OSError's number
+    typer.echo(text if lines else shown(text), err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

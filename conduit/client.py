@@ -96,7 +96,7 @@ class Client:
             them, or nothing, with the descriptor's fields as keywords.
 
     Attributes:
-        rpc: Calls the server: `await client.rpc.call("add", {"a": 1})`, `await client.rpc.add(a=1)`.
+        rpc: Calls the server: `await client.rpc.call("add", {"a": 1})` or `client.rpc.add(a=1)`.
         status: See `Status`.
 
     Raises:
@@ -151,23 +151,21 @@ class Client:
             ValueError: The name has a handler already.
             TypeError: The signature does not fit, or an annotation cannot be resolved.
         """
-        return lambda function: self._router.add_message(
-            function, name, concurrent=concurrent, thread=thread
-        )
+        return self._router.message_decorator(name, concurrent=concurrent, thread=thread)
 
     @overload
-    def on_connect(self, function: F, /) -> F: ...
+    def on_connect(self, function: F) -> F: ...
     @overload
     def on_connect(self) -> Callable[[F], F]: ...
-    def on_connect(self, function: Any = None, /) -> Any:
+    def on_connect(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs after the first login."""
         return self._hook("connect", function)
 
     @overload
-    def on_disconnect(self, function: F, /) -> F: ...
+    def on_disconnect(self, function: F) -> F: ...
     @overload
     def on_disconnect(self) -> Callable[[F], F]: ...
-    def on_disconnect(self, function: Any = None, /) -> Any:
+    def on_disconnect(self, function: Any = None) -> Any:
         """Register a hook `(client, reason)` that runs whenever the connection ends.
 
         `reason` is the `ConnectionClosed` that it ended with.
@@ -175,18 +173,19 @@ class Client:
         return self._hook("disconnect", function)
 
     @overload
-    def on_reconnect(self, function: F, /) -> F: ...
+    def on_reconnect(self, function: F) -> F: ...
     @overload
     def on_reconnect(self) -> Callable[[F], F]: ...
-    def on_reconnect(self, function: Any = None, /) -> Any:
+    def on_reconnect(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs after a connection was made again."""
         return self._hook("reconnect", function)
 
     def _hook(self, name: str, function: Any) -> Any:
-        if function is None:
-            return lambda function: self._hook(name, function)
-        self._hooks[name].append(function)
-        return function
+        def register(function: F) -> F:
+            self._hooks[name].append(function)
+            return function
+
+        return register if function is None else register(function)
 
     async def _run_hooks(self, name: str, *args: Any) -> None:
         for hook in self._hooks[name]:
@@ -324,10 +323,7 @@ class Client:
             raise
         finally:
             self._login = None
-            if not login.done():
-                login.cancel()
-            elif not login.cancelled():
-                login.exception()
+            login.cancel()
 
     def _make_connection(
         self, transport: asyncio.Transport, address: Address, *, unbound: bool

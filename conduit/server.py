@@ -45,8 +45,8 @@ class Server:
     """Serves handlers to the clients that log in.
 
     Args:
-        descriptor: A `ServerDescriptor`; or a URL (`tcp://host:port`, `tls://host:port`) or nothing,
-            with the descriptor's fields as keywords.
+        descriptor: A `ServerDescriptor`; or a URL (`tcp://host:port`, `tls://host:port`), or
+            nothing, with the descriptor's fields as keywords.
 
     Raises:
         pydantic.ValidationError: A field is unknown or does not fit.
@@ -106,9 +106,7 @@ class Server:
             ValueError: The name has a handler already.
             TypeError: The signature does not fit, or an annotation cannot be resolved.
         """
-        return lambda function: self._router.add_message(
-            function, name, concurrent=concurrent, thread=thread
-        )
+        return self._router.message_decorator(name, concurrent=concurrent, thread=thread)
 
     @overload
     def rpc(self, function: F, /) -> F: ...
@@ -151,26 +149,26 @@ class Server:
         return self._router.method_decorator(name, timeout=timeout, extra=extra, thread=thread)
 
     @overload
-    def on_startup(self, function: F, /) -> F: ...
+    def on_startup(self, function: F) -> F: ...
     @overload
     def on_startup(self) -> Callable[[F], F]: ...
-    def on_startup(self, function: Any = None, /) -> Any:
+    def on_startup(self, function: Any = None) -> Any:
         """Register a hook `(server)` that runs once the address is known, before any client."""
         return self._hook("startup", function)
 
     @overload
-    def on_shutdown(self, function: F, /) -> F: ...
+    def on_shutdown(self, function: F) -> F: ...
     @overload
     def on_shutdown(self) -> Callable[[F], F]: ...
-    def on_shutdown(self, function: Any = None, /) -> Any:
+    def on_shutdown(self, function: Any = None) -> Any:
         """Register a hook `(server)` that runs when every connection has ended."""
         return self._hook("shutdown", function)
 
     @overload
-    def on_client_connect(self, function: F, /) -> F: ...
+    def on_client_connect(self, function: F) -> F: ...
     @overload
     def on_client_connect(self) -> Callable[[F], F]: ...
-    def on_client_connect(self, function: Any = None, /) -> Any:
+    def on_client_connect(self, function: Any = None) -> Any:
         """Register a hook `(connection)` that runs after the login, before any handler.
 
         A hook that raises refuses the client; the text of an `RPCError` reaches it. Messages that
@@ -179,10 +177,10 @@ class Server:
         return self._hook("client_connect", function)
 
     @overload
-    def on_client_disconnect(self, function: F, /) -> F: ...
+    def on_client_disconnect(self, function: F) -> F: ...
     @overload
     def on_client_disconnect(self) -> Callable[[F], F]: ...
-    def on_client_disconnect(self, function: Any = None, /) -> Any:
+    def on_client_disconnect(self, function: Any = None) -> Any:
         """Register a hook `(connection, reason)` that runs once when a client has gone.
 
         `reason` is the `ConnectionClosed` that the connection ended with.
@@ -190,10 +188,11 @@ class Server:
         return self._hook("client_disconnect", function)
 
     def _hook(self, name: str, function: Any) -> Any:
-        if function is None:
-            return lambda function: self._hook(name, function)
-        self._hooks[name].append(function)
-        return function
+        def register(function: F) -> F:
+            self._hooks[name].append(function)
+            return function
+
+        return register if function is None else register(function)
 
     # Life.
 
@@ -222,7 +221,7 @@ class Server:
             ValueError: There is no password, and the address is not a loopback one.
             RuntimeError: The server runs already.
         """
-        if self._listener is not None or self._address is not None:
+        if self._address is not None:
             raise RuntimeError("the server runs already")
         descriptor = self.descriptor
         address = Address(
@@ -249,7 +248,7 @@ class Server:
         descriptor = self.descriptor
         if _is_loopback(address.host):
             return
-        if descriptor.password is descriptor.verifier is descriptor.users is None:
+        if not (descriptor.password or descriptor.verifier or descriptor.users is not None):
             raise ValueError(
                 f"{address} can be reached from other machines, so the server needs a password, "
                 "a verifier or users; or listen on 127.0.0.1"

@@ -11,9 +11,9 @@ AUTH_SUCCESS and a client that receives AUTH_REQUEST break the same rule.
     both             any state -> CLOSED
 
 In AWAIT_VERIFIER, AWAIT_WELCOME and AWAIT_KEYS the peer waits for its owner and not for a frame:
-it has asked by an event (`VerifierNeeded`, `WelcomeNeeded`, `KeysNeeded`) and goes on when the owner
-calls the method that the event names. OPEN carries everything but AUTH frames. CLOSED swallows what
-still comes, because the other side may not have read our CLOSE yet.
+it has asked by an event (`VerifierNeeded`, `WelcomeNeeded`, `KeysNeeded`) and goes on when the
+owner calls the method that the event names. OPEN carries everything but AUTH frames. CLOSED
+swallows what still comes, because the other side may not have read our CLOSE yet.
 
 Reading. `receive` parses by offset and looks the first eight bytes of a header up in the words that
 the state accepts, which checks magic, version, type, flags and state at once. Frames that belong to
@@ -308,7 +308,9 @@ class CNDT:
             self._broken(exc, events)
         return events
 
-    def _parse(self, data: bytes | memoryview, events: list[Event]) -> None:
+    def _parse(  # noqa: C901  # the hot loop: a call per frame would cost as much as the frame
+        self, data: bytes | memoryview, events: list[Event]
+    ) -> None:
         session, accepts, unpack = self.session, self._accepts, HEADER.unpack_from
         received, before = session.received, session.received
         start, end = 0, len(data)

@@ -1,4 +1,4 @@
-"""The CNDT frame: a 32-byte header and its payload. docs/protocol.md section 2 is the specification.
+"""The CNDT frame: a 32-byte header and its payload, as docs/protocol.md specifies them.
 
 A header is read and written as five numbers, because magic, version, type and flags together make
 one 64-bit *word*: a single comparison checks all four. `word()` builds it, `ACCEPTED_FLAGS` says

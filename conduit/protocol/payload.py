@@ -3,7 +3,8 @@
 Reading. `unpackb` trusts the lengths that it is told, so three things come first: `Unpacker.skip()`
 walks the whole payload and allocates nothing, which finds every lying length; a budget counts
 containers, because a megabyte of empty lists would otherwise make a hundred megabytes of objects;
-and extension types are refused, timestamps among them. Payloads up to 256 bytes cannot do harm and skip the walk.
+and extension types are refused, timestamps among them. Payloads up to 256 bytes cannot do harm and
+skip the walk.
 
 Writing. A `Packer` that is kept costs half of `packb`. It must not be used from two threads, nor
 again from inside its own `default`, so there is one `Encoder` per event loop.
@@ -71,7 +72,7 @@ def decode(payload: bytes | memoryview, *, max_containers: int = _CONTAINERS) ->
         if "not allowed for map key" in str(exc):
             raise InvalidParams("the keys of maps must be text; convert other keys first") from exc
         raise ProtocolError(
-            f"payload of {len(payload)} bytes is not valid MessagePack: {type(exc).__name__}: {exc}",
+            f"a payload of {len(payload)} bytes is not MessagePack: {type(exc).__name__}: {exc}",
             close_code=CloseCode.BAD_PAYLOAD,
         ) from exc
 

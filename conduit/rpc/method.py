@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from pydantic_core import SchemaValidator
+from pydantic_core import SchemaValidator, core_schema
 
 from ..exceptions import InvalidParams
 from ..transport.connection import Connection
@@ -254,7 +254,7 @@ def _arguments_validator(adapter: TypeAdapter[Any]) -> Callable[[Any], tuple[Any
         definitions, schema = schema["definitions"], schema["schema"]
     arguments = schema["arguments_schema"]
     if definitions is not None:
-        arguments = {"type": "definitions", "schema": arguments, "definitions": definitions}
+        arguments = core_schema.definitions_schema(arguments, definitions)
     return SchemaValidator(arguments).validate_python
 
 

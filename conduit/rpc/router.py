@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from ..exceptions import MethodNotFound
@@ -52,8 +53,7 @@ class Router:
             ValueError: The name is taken or is none.
             TypeError: The signature cannot be served.
         """
-        if name is None:
-            name = getattr(function, "__name__", "")
+        name = getattr(function, "__name__", "") if name is None else name
         _check_name(name, self.methods)
         if name.startswith(BUILT_IN):
             raise ValueError(
@@ -77,7 +77,17 @@ class Router:
 
         if callable(name):
             return register(name)
-        return lambda function: register(function, name)
+        return partial(register, name=name)
+
+    def message_decorator(
+        self, name: str, *, concurrent: bool, thread: bool | None
+    ) -> Callable[[F], F]:
+        """Serve `@on("name")`."""
+
+        def register(function: F) -> F:
+            return self.add_message(function, name, concurrent=concurrent, thread=thread)
+
+        return register
 
     def add_message(self, function: F, name: str, *, concurrent: bool, thread: bool | None) -> F:
         """Register a handler for messages and return it unchanged.

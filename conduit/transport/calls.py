@@ -134,25 +134,21 @@ class Calls:
         if prefix is None:
             prefix = self._prefix(method)
         loop = self._loop
-        if timeout is DEFAULT:
+        suffix = b""
+        if isinstance(timeout, Default):
             seconds = self._timeout
-            suffix = b""
         else:
-            seconds = timeout  # type: ignore[assignment]  # narrowed by the line above
+            seconds = timeout
             prefix, suffix = self._with_ttl(prefix, seconds)
         deadline = math.inf if seconds is None else loop.time() + seconds
-        split = None
         if type(args) is not dict:
             args = _plain(args)
-        if method in self._large:
-            split = self._encoder.split(args)
-        if split is None:
+        packed, tail = self._split(args) if method in self._large else (b"", b"")
+        if not tail:
             packed = self._encoder.pack(args)
-            size = len(packed)
-            if size >= LARGE:
+            if len(packed) >= LARGE:
                 self._large.add(method)
-        else:
-            size = len(split[0]) + len(split[1])
+        size = len(packed) + len(tail)
         if size > self._value_max:
             raise too_large("the arguments", size, self._value_max)
         outlet, pending = self._outlet, self._pending
@@ -162,11 +158,10 @@ class Calls:
         id = self._next_id
         self._next_id = id + 2
         pending[id] = (future, deadline, method, seconds)
-        if split is None:
-            outlet.send(_REQUEST, id, prefix + packed + suffix)
+        if tail:
+            outlet.send_split(_REQUEST, id, prefix + packed, tail + suffix if suffix else tail)
         else:
-            head, tail = split
-            outlet.send_split(_REQUEST, id, prefix + head, tail + suffix if suffix else tail)
+            outlet.send(_REQUEST, id, prefix + packed + suffix)
         if deadline != math.inf:
             self._sweep.arm(deadline)
         if self._line:
@@ -177,6 +172,9 @@ class Calls:
             self._abandon(id, "the caller was cancelled")
             raise
         return body if whole else body[0]
+
+    def _split(self, args: Any) -> tuple[bytes, bytes]:
+        return self._encoder.split(args) or (b"", b"")
 
     async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
         """Wait for the answer to a message that was sent with an id from `take_id`."""
@@ -191,7 +189,7 @@ class Calls:
             raise
 
     def take_id(self) -> int:
-        """Return a correlation id; a frame that carries it must be sent before the next is taken."""
+        """Return a correlation id, whose frame must be sent before the next id is taken."""
         id = self._next_id
         self._next_id = id + 2
         return id

@@ -3,8 +3,9 @@
     link -> receive -> CNDT.receive -> Calls, Serving or Messages -> Outlet -> CNDT.take -> link
 
 A connection does not own the socket. It is given a link, and everything that must outlive one
-(calls, handlers, messages, the session) hangs here. Data arrives by `receive`, which handles a whole
-batch of frames and writes once; nothing runs between batches but one heartbeat timer per loop.
+(calls, handlers, messages, the session) hangs here. Data arrives by `receive`, which handles a
+whole batch of frames and writes once; nothing runs between batches but one heartbeat timer per
+loop.
 """
 
 from __future__ import annotations

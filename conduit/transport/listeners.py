@@ -57,7 +57,7 @@ async def bind(address: Address, *, ipv6: bool) -> socket.socket:
 
 
 class Listener:
-    """Accepts connections, and counts them before TLS so that a silent peer costs no more than that.
+    """Accepts connections, and counts them before TLS, so that a silent peer costs no more.
 
     Args:
         listening: The socket.

@@ -1,8 +1,8 @@
 """Messages of both directions: credit for what goes out, order for what comes in.
 
 A side may send as many messages as the other has granted. Each is paid back when its handler has
-ended, so a receiver that is slow makes its own sender wait, and nobody else. Replies, and broadcasts
-that are sent at best effort, cost no credit.
+ended, so a receiver that is slow makes its own sender wait, and nobody else. Replies cost no
+credit, nor do broadcasts that are sent at best effort.
 
 Messages of one connection are handled in the order in which they came. A queue exists only while a
 handler is suspended.
@@ -31,6 +31,7 @@ from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, 
 from .line import Line
 from .outlet import Outlet
 from .serving import Handler, Routes, Serving, as_rpc_error
+from .tasks import Suspended
 
 __all__ = ["Messages", "encode_message"]
 
@@ -302,19 +303,20 @@ class Messages:
         serving = self._serving
         try:
             result = serving.execute(message.handler, message.data)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  # _settle raises what is not the handler's
             self._settle(message, None, exc)
             return
-        if result is not serving.suspended:
+        if type(result) is not Suspended:
             self._settle(message, result, None)
             return
+        future = result.future
         if self._running is None:
             self._running = set()
-        self._running.add(result)
+        self._running.add(future)
         if not message.handler.concurrent:
             self._busy = True
-        serving.track_message(message.id, message.handler, result)
-        result.add_done_callback(partial(self._ended, message))
+        serving.track_message(message.id, message.handler, future)
+        future.add_done_callback(partial(self._ended, message))
 
     def _ended(self, message: _Incoming, future: asyncio.Future[Any]) -> None:
         if self._running is not None:

@@ -3,7 +3,7 @@
 Frames are collected and written together: at 64 frames, at the end of a batch of received frames,
 or else when the event loop has run what is ready. A write costs a hundred times as much as a frame.
 
-Two things stop a sender. The link is `paused` when its buffer is full, and the outbox is `full` when
+Two things stop a sender. The link is paused when its buffer is full, and the outbox is `full` when
 the peer does not acknowledge; `blocked` is either of them. Answers only wait for the outbox, since
 they have nobody who could wait. Reading never stops: two peers that stop reading until they can
 write would wait for each other for ever.
@@ -31,6 +31,7 @@ class Link(Protocol):
 
     def unsent(self) -> int:
         """Return how many bytes are kept."""
+        ...
 
     def finish(self) -> None:
         """Send what is kept, end the outgoing side, and close once the peer has done so too."""

@@ -32,7 +32,7 @@ from ..protocol.frames import SEQUENCED, CloseCode, Frame, FrameType, word
 from ..protocol.payload import LARGE, Encoder, decode
 from .loop import Sweep
 from .outlet import Outlet
-from .tasks import Starter
+from .tasks import Starter, Suspended
 from .threads import run_in_thread
 
 __all__ = ["Handler", "Response", "Routes", "Serving"]
@@ -75,9 +75,10 @@ class Handler(Protocol):
 class Routes(Protocol):
     """What a connection needs of a router."""
 
-    methods: Mapping[str, Handler]
-    messages: Mapping[str, Handler]
-
+    @property
+    def methods(self) -> Mapping[str, Handler]: ...
+    @property
+    def messages(self) -> Mapping[str, Handler]: ...
     def unknown_method(self, name: str) -> MethodNotFound: ...
     def unknown_message(self, name: str) -> MethodNotFound: ...
 
@@ -198,13 +199,13 @@ class Serving:
             return
         try:
             result = self.execute(handler, body[1])
-            if result is not self._starter.task:
+            if type(result) is not Suspended:
                 self._answer(id, handler, result)
                 return
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, handler, exc)
             return
-        self._track(id, handler, result, body)
+        self._track(id, handler, result.future, body)
 
     def _overloaded(self, id: int) -> None:
         if len(self._held) > 2 * self._limit:
@@ -219,15 +220,14 @@ class Serving:
         """Run a handler until it suspends.
 
         Returns:
-            Its result; or else a future, which is then, and only then, `starter.task`.
+            Its result, or else `Suspended`.
         """
         work = handler.start(data, self._connection)
         kind = handler.kind
         if kind == "coroutine":
             return self._starter.start(work)
         if kind == "thread":
-            self._starter.task = future = run_in_thread(self._loop, work)
-            return future
+            return Suspended(run_in_thread(self._loop, work))
         return work
 
     def _track(
@@ -243,11 +243,6 @@ class Serving:
         if deadline != math.inf:
             self._sweep.arm(deadline)
         future.add_done_callback(partial(self._ended, id))
-
-    @property
-    def suspended(self) -> object:
-        """The future of the handler that was the last not to end in `execute`."""
-        return self._starter.task
 
     def track_message(self, id: int, handler: Handler, future: asyncio.Future[Any]) -> None:
         """Let a message that wants an answer be cancelled like a call."""
@@ -272,7 +267,7 @@ class Serving:
             if running.stopped is not None:
                 raise running.stopped
             self._answer(id, running.handler, result)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             if isinstance(exc, asyncio.CancelledError) and running.stopped is not None:
                 exc = running.stopped
             self._failed(id, running.handler, exc)

@@ -20,23 +20,31 @@ from collections.abc import Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any
 
-__all__ = ["Starter"]
+__all__ = ["Starter", "Suspended"]
+
+
+class Suspended:
+    """What `Starter.start` returns in place of a result that is still to come.
+
+    Attributes:
+        future: Will have the result.
+    """
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self.future = future
 
 
 if sys.version_info >= (3, 12):
 
     class Starter:
-        """Starts coroutines on one event loop.
+        """Starts coroutines on one event loop."""
 
-        Attributes:
-            task: The Task of the coroutine that was the last to suspend in `start`.
-        """
-
-        __slots__ = ("_loop", "task")
+        __slots__ = ("_loop",)
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self._loop = loop
-            self.task: object = self
 
         def start(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
             """Run a coroutine up to its first suspension.
@@ -44,8 +52,7 @@ if sys.version_info >= (3, 12):
             Must be called from a callback of the loop, not from inside a task.
 
             Returns:
-                The coroutine's result when it has ended already, or else its Task; then, and only
-                then, the returned object is `starter.task`.
+                The coroutine's result when it has ended already, or else `Suspended`.
 
             Raises:
                 BaseException: What the coroutine raised in its first step.
@@ -53,28 +60,25 @@ if sys.version_info >= (3, 12):
             task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
             if task.done():
                 return task.result()
-            self.task = task
-            return task
+            return Suspended(task)
 
         def release(self) -> None:
             """Let go of what is kept between calls."""
 
 else:
-    from asyncio.tasks import _enter_task, _leave_task
+    from asyncio.tasks import (
+        _enter_task,  # pyright: ignore[reportPrivateUsage]
+        _leave_task,  # pyright: ignore[reportPrivateUsage]
+    )
 
     class Starter:
-        """Starts coroutines on one event loop.
+        """Starts coroutines on one event loop."""
 
-        Attributes:
-            task: The Task of the coroutine that was the last to suspend in `start`.
-        """
-
-        __slots__ = ("_loop", "_spare", "task")
+        __slots__ = ("_loop", "_spare")
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self._loop = loop
             self._spare: _Carrier | None = None
-            self.task: object = self
 
         def start(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
             """Run a coroutine up to its first suspension.
@@ -82,8 +86,7 @@ else:
             Must be called from a callback of the loop, not from inside a task.
 
             Returns:
-                The coroutine's result when it has ended already, or else its Task; then, and only
-                then, the returned object is `starter.task`.
+                The coroutine's result when it has ended already, or else `Suspended`.
 
             Raises:
                 BaseException: What the coroutine raised in its first step.
@@ -103,8 +106,7 @@ else:
                     self._spare = None
             self._spare = None
             spare.carry(coroutine, context, yielded)
-            self.task = task
-            return task
+            return Suspended(task)
 
         def release(self) -> None:
             """Let go of what is kept between calls."""
