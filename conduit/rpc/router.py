@@ -53,7 +53,7 @@ class Router:
             ValueError: The name is taken or is none.
             TypeError: The signature cannot be served.
         """
-        name = getattr(function, "__name__", "") if name is None else name
+        name = str(getattr(function, "__name__", "")) if name is None else name
         _check_name(name, self.methods)
         if name.startswith(BUILT_IN):
             raise ValueError(
