@@ -236,6 +236,7 @@ class Client:
         """
         task, self._reconnecting = self._reconnecting, None
         connection, self._connection = self._connection, None
+        self.rpc.use(self._call)
         self._end()
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -317,6 +318,7 @@ class Client:
             raise _explained(exc, address) from exc
         except BaseException:
             self._connection = None
+            self.rpc.use(self._call)
             if connection is not None and not connection.closed:
                 gone = ConnectionClosed("the login was given up")
                 connection.fail(gone, CloseCode.NORMAL, gone.reason)
@@ -388,6 +390,7 @@ class Client:
     def opened(self, connection: Connection) -> None:
         """The login is done."""
         self._connection = connection
+        self.rpc.use(connection.call)
         self.status = Status.READY
         self._ready_since = asyncio.get_running_loop().time()
         if self._login is not None and not self._login.done():
@@ -397,6 +400,7 @@ class Client:
         """The connection is over, or the login failed."""
         if connection is self._connection:
             self._connection = None
+            self.rpc.use(self._call)
             self._lost(connection)
         elif self._login is not None and not self._login.done():
             if isinstance(error, AuthenticationError) and self.descriptor.password is not None:
@@ -491,8 +495,11 @@ class Client:
         """Measure the time to the server and back, in seconds; see `Connection.ping`."""
         return await self.connection.ping()
 
-    def _call(self, method: str, args: Params, timeout: float | None | Default, whole: bool) -> Any:
-        return self.connection.call(method, args, timeout, whole)
+    async def _call(
+        self, method: str, args: Params, timeout: float | None | Default, whole: bool
+    ) -> Any:
+        """Call while there is no connection, which is the error that `connection` raises."""
+        return await self.connection.call(method, args, timeout, whole)
 
 
 _NOT_CONNECTED = {

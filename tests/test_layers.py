@@ -35,6 +35,7 @@ LAYERS = [
     {"transport.link", "rpc.method"},
     {"transport.listeners", "rpc.router"},
     {"server", "client", "from_thread"},
+    {"cli"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -52,6 +52,8 @@ from .frames import (
     HEADER,
     HEADER_SIZE,
     MAGIC,
+    PRIORITY,
+    REPLY,
     SEQUENCED,
     CloseCode,
     Frame,
@@ -122,11 +124,11 @@ def _words(types: tuple[FrameType, ...]) -> dict[int, int]:
 
 _WORDS: Final = {state: _words(types) for state, types in ACCEPTS.items()}
 
-# Plain integers for the hot path: reading an enum's member costs as much as the comparison.
+# Names for the hot path: looking a member up in its enum costs more than the comparison.
+_CLOSED: Final = State.CLOSED
 _MESSAGE: Final = int(FrameType.MESSAGE)
 _RPC_ERROR: Final = int(FrameType.RPC_ERROR)
 _RPC_REQUEST: Final = int(FrameType.RPC_REQUEST)
-_REPLY_TO: Final = 16
 
 
 class CNDT:
@@ -142,6 +144,7 @@ class CNDT:
         peer: What the other side told of itself; set once OPEN.
         max_payload: Bytes of payload that a frame from the peer may have, envelope included.
         ack_due: Whether something was accepted that no ACK has told of yet.
+        large: The buffer of a large frame that is under way; see `buffer`.
         corked: Frames that wait for `take`.
     """
 
@@ -154,7 +157,6 @@ class CNDT:
         "_farewell",
         "_filled",
         "_heard_bytes",
-        "_large",
         "_last_id",
         "_login",
         "_missing",
@@ -167,6 +169,7 @@ class CNDT:
         "_urgent",
         "_wants_id",
         "ack_due",
+        "large",
         "max_payload",
         "peer",
         "session",
@@ -188,7 +191,7 @@ class CNDT:
         self._farewell = b""
         self._partial = b""
         self._missing = 0
-        self._large: memoryview | None = None
+        self.large: memoryview | None = None
         self._filled = 0
         self._heard_bytes = 0
         self._pings = 0
@@ -271,15 +274,15 @@ class CNDT:
 
     def buffer(self) -> memoryview | None:
         """Return where the rest of a large frame is to be written, when one is under way."""
-        return self._large[self._filled : self._ends_in] if self._large is not None else None
+        return self.large[self._filled : self._ends_in] if self.large is not None else None
 
     def buffer_filled(self, count: int) -> list[Event]:
         """Take `count` bytes that were written to `buffer()`."""
         self._filled += count
-        large = self._large
+        large = self.large
         if large is None or self._filled < self._ends_in:
             return []
-        self._large = None
+        self.large = None
         return self.receive(large[: self._ends_in])
 
     def receive(self, data: bytes | memoryview) -> list[Event]:
@@ -289,7 +292,7 @@ class CNDT:
             What happened, in order. `Broken` comes last, and nothing comes after it.
         """
         events: list[Event] = []
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return events
         if self._partial:
             self._missing -= len(data)
@@ -312,7 +315,8 @@ class CNDT:
         self, data: bytes | memoryview, events: list[Event]
     ) -> None:
         session, accepts, unpack = self.session, self._accepts, HEADER.unpack_from
-        received, before = session.received, session.received
+        received = before = session.received
+        last_id, wants_id, limit = self._last_id, self._wants_id, self.max_payload
         start, end = 0, len(data)
         try:
             while end - start >= HEADER_SIZE:
@@ -323,38 +327,39 @@ class CNDT:
                         first, accepts, self._expected(), login=self._login is not None
                     )
                     type = accepts.get(first, 0)
-                if size > self.max_payload:
+                if size > limit:
                     raise ProtocolError(
                         f"a payload of {size} bytes exceeds the limit of {self._limit_text()}",
                         close_code=CloseCode.TOO_BIG,
                     )
-                stop = start + HEADER_SIZE + size
+                begin = start + HEADER_SIZE
+                stop = begin + size
                 if stop > end:
                     self._wait_for(data, start, HEADER_SIZE + size)
                     break
-                payload = data[start + HEADER_SIZE : stop]
+                payload = data[begin:stop]
                 start = stop
                 if type > 0:
                     received += 1
                     if number != received & 0xFFFFFFFF:
                         raise ProtocolError(f"frame {number} came where {received} was expected")
-                    if type == _RPC_REQUEST or (type == _MESSAGE and id and not first & _REPLY_TO):
-                        if id <= self._last_id or id & 1 != self._wants_id:
-                            raise ProtocolError(f"correlation id {id} after {self._last_id}")
-                        self._last_id = id
+                    if type == _RPC_REQUEST or (type == _MESSAGE and id and not first & REPLY):
+                        if id <= last_id or id & 1 != wants_id:
+                            raise ProtocolError(f"correlation id {id} after {last_id}")
+                        last_id = id
                     elif type > _RPC_ERROR or not id:
                         _check(type, id, size)
                     if first & COMPRESSED:
-                        payload = inflate(payload, min(self.max_payload, COMPRESS_MOST))
+                        payload = inflate(payload, min(limit, COMPRESS_MOST))
                     events.append(Frame(type, first & 0xFFFF, id, payload))
                 elif number:
                     raise ProtocolError(f"reserved field {number} on a frame without a number")
                 elif type:
                     session.received = received
                     self._unsequenced(-type, first & 0xFFFF, id, payload, events)
-                    if self.state is State.CLOSED:
+                    if self.state is _CLOSED:
                         return
-                    session, accepts = self.session, self._accepts
+                    session, accepts, limit = self.session, self._accepts, self.max_payload
             else:
                 if start < end:
                     self._partial = bytes(data[start:])
@@ -363,6 +368,7 @@ class CNDT:
                     self._missing = HEADER_SIZE - (end - start)
         finally:
             session.received = received
+            self._last_id = last_id
         if received != before:
             self._heard_bytes += end
             if received - session.reported >= ACK_FRAMES or self._heard_bytes >= ACK_BYTES:
@@ -377,8 +383,8 @@ class CNDT:
             self._partial = rest
             self._missing = size - len(rest)
             return
-        self._large = self._allocate(size)
-        self._large[: len(rest)] = rest
+        self.large = self._allocate(size)
+        self.large[: len(rest)] = rest
         self._filled = len(rest)
         self._ends_in = size
 
@@ -452,7 +458,7 @@ class CNDT:
     def _broken(self, error: Exception, events: list[Event]) -> None:
         """Fail for good, telling the peer why where it may be told."""
         silent = isinstance(error, NotConduit) and self._login is not None
-        if self.state is not State.CLOSED and not silent:
+        if self.state is not _CLOSED and not silent:
             if isinstance(error, OtherVersion) and isinstance(self._login, ServerLogin):
                 self.refuse("unsupported_version", str(error))
             elif isinstance(error, ProtocolError) and not isinstance(self._login, ClientLogin):
@@ -462,7 +468,7 @@ class CNDT:
 
     def eof(self) -> bool:
         """Say whether the peer's end of file cut a frame in two."""
-        return bool(self._partial) or self._large is not None
+        return bool(self._partial) or self.large is not None
 
     # Writing.
 
@@ -483,9 +489,8 @@ class CNDT:
             smaller = deflate(payload)
             if len(smaller) < len(payload):
                 word, payload = word | COMPRESSED, smaller
-        session = self.session
+        session, out = self.session, self._out
         session.sent = number = session.sent + 1
-        out = self._out
         if not out:
             self._stamp = self._clock()
         out.append(HEADER.pack(word, len(payload), id, self._stamp, number & 0xFFFFFFFF) + payload)
@@ -515,12 +520,12 @@ class CNDT:
         """
         chunks: list[bytes] = []
         if (self._out or self._sealed) and self._login is None:
-            chunks = self._sealed
+            if self._sealed:
+                chunks, self._sealed = self._sealed, chunks
             if self._out:
                 chunks.append(b"".join(self._out))
                 self._out.clear()
-            self._sealed = []
-            self.session.keep(sum(map(len, chunks)), chunks)
+            self.session.keep(chunks)
         if self._urgent:
             chunks = [b"".join(self._urgent), *chunks]
             self._urgent.clear()
@@ -559,7 +564,7 @@ class CNDT:
 
     def close(self, code: int, reason: str) -> None:
         """Queue CLOSE behind what is queued already; nothing can be sent or received after it."""
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
         text = reason.encode(errors="replace")[:123].decode(errors="ignore")
         payload = packb([int(code), text])
@@ -568,7 +573,7 @@ class CNDT:
 
 
 _ACK: Final = word(FrameType.ACK)
-_PING: Final = word(FrameType.HEARTBEAT_PING, 8)
+_PING: Final = word(FrameType.HEARTBEAT_PING, PRIORITY)
 _PONG: Final = word(FrameType.HEARTBEAT_PONG)
 _CLOSE: Final = word(FrameType.CLOSE)
 _GOAWAY: Final = word(FrameType.GOAWAY)

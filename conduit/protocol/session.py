@@ -42,8 +42,9 @@ class Session:
         self.outbox_bytes = 0
         self._outbox: list[tuple[int, int, Sequence[bytes]]] = []
 
-    def keep(self, size: int, chunks: Sequence[bytes]) -> None:
+    def keep(self, chunks: Sequence[bytes]) -> None:
         """Keep what is about to be written, which ends with the frame numbered `sent`."""
+        size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
         self._outbox.append((self.sent, size, chunks))
         self.outbox_bytes += size
 

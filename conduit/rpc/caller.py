@@ -36,6 +36,10 @@ class Caller:
     def __init__(self, call: Call) -> None:
         self._call = call
 
+    def use(self, call: Call) -> None:
+        """Call through another connection from now on."""
+        self._call = call
+
     @overload
     def call(
         self, method: str, args: Params = None, *, timeout: float | None | Default = DEFAULT

@@ -47,7 +47,9 @@ HANDLING: ContextVar[object] = ContextVar("conduit_handling", default=None)
 """Set while a handler runs: whoever serves a call must not wait in line for a call of its own."""
 
 _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
+_MESSAGE: Final = int(FrameType.MESSAGE)
 _CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
+_NEVER: Final = math.inf
 _PREFIXES: Final = 1024
 NAME_BYTES: Final = 256
 
@@ -140,7 +142,7 @@ class Calls:
         else:
             seconds = timeout
             prefix, suffix = self._with_ttl(prefix, seconds)
-        deadline = math.inf if seconds is None else loop.time() + seconds
+        deadline = _NEVER if seconds is None else loop.time() + seconds
         if type(args) is not dict:
             args = _plain(args)
         packed, tail = self._split(args) if method in self._large else (b"", b"")
@@ -152,7 +154,7 @@ class Calls:
         if size > self._value_max:
             raise too_large("the arguments", size, self._value_max)
         outlet, pending = self._outlet, self._pending
-        if len(pending) >= self._limit or self._line or outlet.blocked or outlet.closed:
+        if len(pending) >= self._limit or self._line.waiters or outlet.blocked or outlet.closed:
             await self._turn(method, deadline, seconds)
         future: asyncio.Future[list[Any]] = loop.create_future()
         id = self._next_id
@@ -162,9 +164,9 @@ class Calls:
             outlet.send_split(_REQUEST, id, prefix + packed, tail + suffix if suffix else tail)
         else:
             outlet.send(_REQUEST, id, prefix + packed + suffix)
-        if deadline != math.inf:
+        if deadline < self._sweep.at:
             self._sweep.arm(deadline)
-        if self._line:
+        if self._line.waiters:
             self._move()
         try:
             body = await future
@@ -248,7 +250,7 @@ class Calls:
 
     def room(self) -> None:
         """Go on: the outlet has room again."""
-        if self._line:
+        if self._line.waiters:
             self._move()
 
     def answered(self, frame: Frame) -> bool:
@@ -260,7 +262,7 @@ class Calls:
         except RPCError as exc:
             failure = exc
         else:
-            if frame.type == FrameType.MESSAGE and type(body) is list and len(body) == 2:
+            if frame.type == _MESSAGE and type(body) is list and len(body) == 2:
                 body = body[1:]
             if type(body) is not list or not 1 <= len(body) <= 2:
                 raise ProtocolError(
@@ -268,7 +270,7 @@ class Calls:
                     close_code=CloseCode.BAD_PAYLOAD,
                 )
         entry = self._pending.pop(frame.id, None)
-        if self._line:
+        if self._line.waiters:
             self._move()
         if entry is None or entry[0].done():
             self.late += 1
@@ -292,7 +294,7 @@ class Calls:
                 "RPC_ERROR must carry [code, message, details]", close_code=CloseCode.BAD_PAYLOAD
             )
         entry = self._pending.pop(frame.id, None)
-        if self._line:
+        if self._line.waiters:
             self._move()
         if entry is None or entry[0].done():
             self.late += 1

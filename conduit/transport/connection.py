@@ -93,6 +93,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_acknowledging",
         "_alive",
         "_calls",
         "_ended",
@@ -174,6 +175,7 @@ class Connection:
             window=settings.capabilities.window,
             backpressure=settings.backpressure,
         )
+        self._acknowledging = False
         self._alive = True
         self._silent_since = 0.0
         self._next_ping = 0.0
@@ -410,12 +412,14 @@ class Connection:
         """Let senders go on."""
         self._outlet.resume()
 
-    def buffer(self) -> memoryview | None:
-        """Return where the rest of a large frame is to be read to, if one is under way."""
-        return self._protocol.buffer()
+    def buffer(self) -> memoryview:
+        """Return where the rest of the large frame that is under way is to be read to."""
+        buffer = self._protocol.buffer()
+        assert buffer is not None
+        return buffer
 
-    def buffer_filled(self, count: int) -> None:
-        """Take bytes that were read to `buffer()`."""
+    def buffer_filled(self, count: int) -> bool:
+        """Take bytes that were read to `buffer()`; see `receive`."""
         self._alive = True
         if self._wire_log is not None:
             self._wire_log.received(bytes((self._protocol.buffer() or b"")[:count]))
@@ -425,23 +429,28 @@ class Connection:
             payload = getattr(events[0], "payload", None)
             if isinstance(payload, memoryview) and isinstance(payload.obj, bytearray):
                 self._shared.recycle(memoryview(payload.obj))
+        return self._protocol.large is not None
 
-    def receive(self, data: bytes) -> None:
-        """Take bytes from the peer: handle all that they complete, then write once."""
+    def receive(self, data: bytes) -> bool:
+        """Take bytes from the peer: handle all that they complete, then write once.
+
+        Returns:
+            Whether what comes next is to be read to `buffer()`, and told to `buffer_filled`.
+        """
         self._alive = True
         if self._wire_log is not None:
             self._wire_log.received(data)
-        events = self._protocol.receive(data)
-        if events or self._protocol.corked:
-            self._handle(events)
-        if self._protocol.ack_due:
-            self._protocol.ack_due = False
+        protocol = self._protocol
+        self._handle(protocol.receive(data))
+        if protocol.ack_due and not self._acknowledging:
+            self._acknowledging = True
             self._shared.acknowledge_later(self)
+        return protocol.large is not None
 
     def _handle(self, events: list[Event]) -> None:
         outlet, calls, serving = self._outlet, self._calls, self._serving
-        mine, resolved = outlet.cork(), False
-        token = HANDLING.set(self)
+        flushes, outlet.corked = not outlet.corked, True
+        resolved, token = False, None
         try:
             for event in events:
                 if type(event) is not Frame:
@@ -450,7 +459,10 @@ class Connection:
                 kind = event.type
                 if kind == _RESPONSE:
                     resolved |= calls.answered(event)
-                elif kind == _REQUEST:
+                    continue
+                if token is None:
+                    token = HANDLING.set(self)
+                if kind == _REQUEST:
                     serving.request(event)
                 elif kind == _MESSAGE:
                     if event.flags & REPLY and event.id:
@@ -468,10 +480,13 @@ class Connection:
         except RPCError as exc:
             self.fail(exc, CloseCode.BAD_PAYLOAD, str(exc))
         finally:
-            HANDLING.reset(token)
+            if token is not None:
+                HANDLING.reset(token)
             if resolved:
-                outlet.uncork_later()
-            elif mine:
+                # The callers whose answers have just come are ready to run. What they send next
+                # goes out in the same write, without another turn of the loop.
+                self._loop.call_soon(outlet.flush)
+            elif flushes:
                 outlet.flush()
 
     def _happened(self, event: Event) -> None:
@@ -543,6 +558,7 @@ class Connection:
 
     def acknowledge(self) -> None:
         """Tell the peer what has arrived, if no other ACK did so in the meantime."""
+        self._acknowledging = False
         session = self._protocol.session
         if session.reported != session.received and self._protocol.state is State.OPEN:
             self._protocol.acknowledge()

@@ -13,16 +13,16 @@ class Line:
 
     The first in line stays in it until it has really gone on, so nobody can slip in before it.
     Whoever has gone on calls `move` when there is room for the next.
+
+    Attributes:
+        waiters: Those in line; None or empty when there are none, which costs nothing to ask.
     """
 
-    __slots__ = ("_loop", "_waiters")
+    __slots__ = ("_loop", "waiters")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiters: deque[asyncio.Future[None]] | None = None
-
-    def __len__(self) -> int:
-        return len(self._waiters) if self._waiters else 0
+        self.waiters: deque[asyncio.Future[None]] | None = None
 
     async def wait(self, deadline: float | None = None) -> None:
         """Wait for the turn.
@@ -34,10 +34,10 @@ class Line:
             asyncio.TimeoutError: The deadline passed in line.
             ConnectionClosed: The line was ended by `fail`.
         """
-        if self._waiters is None:
-            self._waiters = deque()
+        if self.waiters is None:
+            self.waiters = deque()
         turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(turn)
+        self.waiters.append(turn)
         timer = None
         if deadline is not None:
             timer = self._loop.call_at(deadline, _expire, turn)
@@ -53,17 +53,17 @@ class Line:
         self._leave(turn)
 
     def _leave(self, turn: asyncio.Future[None]) -> None:
-        if self._waiters and turn in self._waiters:
-            self._waiters.remove(turn)
+        if self.waiters and turn in self.waiters:
+            self.waiters.remove(turn)
 
     def move(self) -> None:
         """Let the first in line go on."""
-        if self._waiters and not self._waiters[0].done():
-            self._waiters[0].set_result(None)
+        if self.waiters and not self.waiters[0].done():
+            self.waiters[0].set_result(None)
 
     def fail(self, error: Exception) -> None:
         """Send everybody away with an error."""
-        waiters, self._waiters = self._waiters or (), None
+        waiters, self.waiters = self.waiters or (), None
         for turn in waiters:
             if not turn.done():
                 turn.set_exception(error)

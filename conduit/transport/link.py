@@ -25,7 +25,7 @@ class SocketLink(asyncio.BufferedProtocol):
         connect: Makes the connection once the socket, and TLS if there is any, is ready.
     """
 
-    __slots__ = ("_connect", "_connection", "_large", "_linger", "_slab", "_transport")
+    __slots__ = ("_connect", "_connection", "_large", "_linger", "_slab", "_transport", "_writable")
 
     def __init__(
         self, shared: Shared, connect: Callable[[SocketLink, asyncio.Transport], Connection]
@@ -34,6 +34,7 @@ class SocketLink(asyncio.BufferedProtocol):
         self._connect = connect
         self._large = False
         self._linger: asyncio.TimerHandle | None = None
+        self._writable = True
 
     # What asyncio calls.
 
@@ -46,23 +47,23 @@ class SocketLink(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to read to."""
-        large = self._connection.buffer()
-        self._large = large is not None
-        return self._slab if large is None else large
+        return self._connection.buffer() if self._large else self._slab
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
         if self._large:
-            self._connection.buffer_filled(nbytes)
+            self._large = self._connection.buffer_filled(nbytes)
         else:
-            self._connection.receive(bytes(self._slab[:nbytes]))
+            self._large = self._connection.receive(bytes(self._slab[:nbytes]))
 
     def eof_received(self) -> bool:
         """Let the transport close itself: nobody uses half of a connection."""
+        self._writable = False
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the connection that the socket is gone."""
+        self._writable = False
         if self._linger is not None:
             self._linger.cancel()
         self._connection.link_lost(exc)
@@ -79,7 +80,7 @@ class SocketLink(asyncio.BufferedProtocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes; after the end they have nowhere to go."""
-        if not self._transport.is_closing():
+        if self._writable:
             self._transport.write(data)
 
     def unsent(self) -> int:
@@ -93,6 +94,7 @@ class SocketLink(asyncio.BufferedProtocol):
         overtake the CLOSE frame.
         """
         transport = self._transport
+        self._writable = False
         if transport.is_closing():
             return
         if transport.can_write_eof():
@@ -104,4 +106,5 @@ class SocketLink(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once and forget what is unsent."""
+        self._writable = False
         self._transport.abort()

@@ -151,31 +151,34 @@ class Sweep:
     Args:
         loop: The event loop.
         expire: Ends what is due at the given time, and returns the next deadline or infinity.
+
+    Attributes:
+        at: When the timer fires.
     """
 
-    __slots__ = ("_at", "_expire", "_handle", "_loop")
+    __slots__ = ("_expire", "_handle", "_loop", "at")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[float], float]) -> None:
         self._loop = loop
         self._expire = expire
         self._handle: asyncio.TimerHandle | None = None
-        self._at = math.inf
+        self.at = math.inf
 
     def arm(self, deadline: float) -> None:
         """See to it that the deadline is noticed."""
-        if deadline < self._at:
+        if deadline < self.at:
             if self._handle is not None:
                 self._handle.cancel()
-            self._at = deadline
+            self.at = deadline
             self._handle = self._loop.call_at(deadline, self._fire)
 
     def _fire(self) -> None:
-        self._at, self._handle = math.inf, None
+        self.at, self._handle = math.inf, None
         self.arm(self._expire(self._loop.time()))
 
     def stop(self) -> None:
         """Forget every deadline."""
-        self._at = math.inf
+        self.at = math.inf
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None

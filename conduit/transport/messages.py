@@ -182,7 +182,7 @@ class Messages:
         return (
             self._count > 0
             and self._bytes > 0
-            and not self._line
+            and not self._line.waiters
             and not self._reliable
             and not self._outlet.blocked
             and self._outlet.closed is None
@@ -212,14 +212,14 @@ class Messages:
         self._count -= 1
         self._bytes -= len(payload)
         self._outlet.send(_MESSAGE, id, payload)
-        if self._line:
+        if self._line.waiters:
             self.room()
 
     def room(self) -> None:
         """Go on: there is more credit, or the outbox has room again."""
         while self._reliable and self._has_room():
             self._put_kept(self._reliable.popleft())
-        if self._line and self._has_room():
+        if self._line.waiters and self._has_room():
             self._line.move()
 
     def _put_kept(self, payload: bytes) -> None:

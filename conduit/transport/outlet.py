@@ -53,10 +53,10 @@ class Outlet:
         blocked: Whether senders wait.
         full: Whether the outbox is full, so that answers wait too.
         closed: Why nothing can be sent any more.
+        corked: Whether what is sent is held, because a flush is certain to come.
     """
 
     __slots__ = (
-        "_corked",
         "_limit",
         "_link",
         "_loop",
@@ -64,6 +64,7 @@ class Outlet:
         "_paused",
         "blocked",
         "closed",
+        "corked",
         "full",
         "protocol",
         "watch",
@@ -81,7 +82,7 @@ class Outlet:
         self._link: Link | None = None
         self._limit = outbox_bytes
         self._on_room = on_room
-        self._corked = False
+        self.corked = False
         self._paused = False
         self.protocol = protocol
         self.blocked = False
@@ -97,8 +98,8 @@ class Outlet:
         """Send a sequenced frame soon."""
         if self.protocol.send(word, id, payload) >= FLUSH_FRAMES:
             self.flush()
-        elif not self._corked:
-            self._corked = True
+        elif not self.corked:
+            self.corked = True
             self._loop.call_soon(self.flush)
 
     def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
@@ -108,34 +109,22 @@ class Outlet:
 
     def flush_soon(self) -> None:
         """Write once the event loop has run what is ready now."""
-        if not self._corked:
-            self._corked = True
+        if not self.corked:
+            self.corked = True
             self._loop.call_soon(self.flush)
-
-    def cork(self) -> bool:
-        """Hold everything until `flush`; False when a flush is on its way in any case."""
-        corked, self._corked = self._corked, True
-        return not corked
-
-    def uncork_later(self) -> None:
-        """Let a held flush happen after the callbacks that are ready now.
-
-        Those are the callers whose answers have just come. What they send next goes out in the
-        same write, without another turn of the loop.
-        """
-        self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write what is queued."""
-        self._corked = False
+        self.corked = False
         link = self._link
         if link is None:
             return
-        for chunk in self.protocol.take():
+        protocol = self.protocol
+        for chunk in protocol.take():
             if self.watch is not None:
                 self.watch(chunk)
             link.write(chunk)
-        if self.protocol.session.outbox_bytes >= self._limit and not self.full:
+        if protocol.session.outbox_bytes >= self._limit:
             self.full = self.blocked = True
 
     def unsent(self) -> int:

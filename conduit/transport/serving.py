@@ -42,6 +42,8 @@ logger = logging.getLogger("conduit.connection")
 _RESPONSE: Final = word(FrameType.RPC_RESPONSE, SEQUENCED)
 _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
 
+_PARAMS: Final = (dict, list)
+
 T = TypeVar("T")
 
 
@@ -128,7 +130,7 @@ class Serving:
         "_outlet",
         "_routes",
         "_running",
-        "_starter",
+        "_start",
         "_sweep",
         "_ttl",
         "_value_max",
@@ -151,7 +153,7 @@ class Serving:
         self._routes = routes
         self._outlet = outlet
         self._encoder = encoder
-        self._starter = starter
+        self._start = starter.start
         self._sweep = sweep
         self._limit = limit
         self._draining = False
@@ -181,7 +183,8 @@ class Serving:
                 "RPC_REQUEST must carry [method, params] or [method, params, meta]",
                 close_code=CloseCode.BAD_PAYLOAD,
             )
-        if not isinstance(body[1], (dict, list)) or (len(body) == 3 and not _is_meta(body[2])):
+        params = body[1]
+        if type(params) not in _PARAMS or (len(body) == 3 and not _is_meta(body[2])):
             raise ProtocolError(
                 "params must be a map or an array, and meta a map with a numeric ttl",
                 close_code=CloseCode.BAD_PAYLOAD,
@@ -198,7 +201,10 @@ class Serving:
             self._overloaded(id)
             return
         try:
-            result = self.execute(handler, body[1])
+            if handler.kind == "coroutine":
+                result = self._start(handler.start(params, self._connection))
+            else:
+                result = self.execute(handler, params)
             if type(result) is not Suspended:
                 self._answer(id, handler, result)
                 return
@@ -225,7 +231,7 @@ class Serving:
         work = handler.start(data, self._connection)
         kind = handler.kind
         if kind == "coroutine":
-            return self._starter.start(work)
+            return self._start(work)
         if kind == "thread":
             return Suspended(run_in_thread(self._loop, work))
         return work
@@ -275,19 +281,24 @@ class Serving:
             self._running.pop(id, None)
 
     def _answer(self, id: int, handler: Handler, result: Any) -> None:
-        if handler.finish is not None:
-            result = handler.finish(result)
-        if type(result) is bytes and len(result) >= LARGE:
+        finish = handler.finish
+        if finish is not None:
+            result = finish(result)
+        kind = type(result)
+        if kind is bytes and len(result) >= LARGE:
             self._answer_large(id, result)
             return
-        if type(result) is Response:
+        if kind is Response:
             value = self._encoder.pack(result.value)
             body = b"\x92" + value + self._encoder.pack(dict(result.headers or {}))
         else:
             body = b"\x91" + self._encoder.pack(result)
         if len(body) - 1 > self._value_max:
             raise _result_too_large(len(body) - 1, self._value_max)
-        self.send(_RESPONSE, id, body)
+        if self._outlet.full:
+            self._held.append((_RESPONSE, id, body))
+        else:
+            self._outlet.send(_RESPONSE, id, body)
 
     def _answer_large(self, id: int, result: bytes) -> None:
         if len(result) > self._value_max:

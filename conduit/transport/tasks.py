@@ -102,7 +102,8 @@ else:
                 return stop.value
             finally:
                 _leave_task(loop, task)
-                if spare.spoiled:
+                # Cancelled while it was lent, or by whoever ends the loop: not to be lent again.
+                if spare.waiter.done() or task._must_cancel:  # type: ignore[attr-defined]
                     self._spare = None
             self._spare = None
             spare.carry(coroutine, context, yielded)
@@ -117,31 +118,26 @@ else:
     class _Carrier(Coroutine[Any, Any, Any]):
         """The body of a spare Task: waits until it is given a suspended coroutine to carry on."""
 
-        __slots__ = ("_context", "_coroutine", "_resumed", "_waiter", "_yielded", "task")
+        __slots__ = ("_context", "_coroutine", "_resumed", "_yielded", "task", "waiter")
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-            self._waiter: asyncio.Future[None] = loop.create_future()
+            self.waiter: asyncio.Future[None] = loop.create_future()
             self._coroutine: Coroutine[Any, Any, Any] | None = None
             self._context: Context | None = None
             self._yielded: Any = None
             self._resumed = False
             self.task: asyncio.Task[Any] = loop.create_task(self)
 
-        @property
-        def spoiled(self) -> bool:
-            """Whether the Task was cancelled while it was lent, or by whoever ends the loop."""
-            return self._waiter.done() or self.task._must_cancel  # type: ignore[attr-defined]
-
         def carry(
             self, coroutine: Coroutine[Any, Any, Any], context: Context, yielded: Any
         ) -> None:
             self._coroutine, self._context, self._yielded = coroutine, context, yielded
-            if not self._waiter.done():
-                self._waiter.set_result(None)
+            if not self.waiter.done():
+                self.waiter.set_result(None)
 
         def send(self, value: Any) -> Any:
             if self._coroutine is None:
-                return next(self._waiter.__await__())
+                return next(self.waiter.__await__())
             if not self._resumed:
                 # The Task now waits for what the coroutine waits for.
                 self._resumed = True
