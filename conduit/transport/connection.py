@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -264,14 +265,14 @@ class Connection:
         while id in self._pings:
             id += 1
         self._pings[id] = answer = self._loop.create_future()
-        started = self._loop.time()
+        started = time.perf_counter()  # the loop's clock may stand still within one turn
         self._protocol.ping(id)
         self._outlet.flush()
         try:
             await answer
         finally:
             self._pings.pop(id, None)
-        return self._loop.time() - started
+        return time.perf_counter() - started
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close the connection: what was sent still arrives, calls in flight fail.

@@ -464,8 +464,8 @@ async def listen(script: Callable[[RawPeer], Awaitable[None]]) -> AsyncIterator[
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for peer in peers:
-            await peer.close()
+        for peer in peers:  # a script that was cancelled while it hung up has not done so
+            peer.writer.transport.abort()
         await asyncio.wait_for(server.wait_closed(), TIMEOUT)
     for outcome in ended:
         if isinstance(outcome, Exception):

@@ -41,7 +41,7 @@ from tests.protocol.pair import (
     whole,
     written,
 )
-from tests.wire_client import frame, pack, unpack
+from tests.wire_client import frame, pack
 
 CONVERSATION = {name: golden for name, golden in GOLDEN.items() if not golden.alone}
 SPLITS: dict[str, Split] = {
@@ -270,10 +270,3 @@ def test_what_is_behind_a_whole_frame_waits_for_its_rest(kept: int) -> None:
     assert server.eof()
     assert len(feed(server, second[kept:])) == 1
     assert not server.eof()
-
-
-def test_unpack_of_the_test_codec_reads_what_the_library_packs() -> None:
-    pair = Pair()
-    pair.run()
-    for raw in frames_of(pair.client.wrote) + frames_of(pair.server.wrote):
-        assert isinstance(unpack(raw[HEADER_SIZE:]), dict)
