@@ -13,18 +13,20 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 from .descriptors import TLS, Address, ClientDescriptor
 from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError
-from .protocol.events import Capabilities, KeysNeeded, VerifierNeeded, WelcomeNeeded
+from .hooks import Hooks
+from .protocol.events import KeysNeeded, VerifierNeeded, WelcomeNeeded
 from .protocol.frames import CloseCode
 from .protocol.login import ClientLogin
 from .rpc.caller import Caller
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.calls import DEFAULT, Default, Params
-from .transport.connection import CONNECTING, Connection, Settings
+from .transport.connection import CONNECTING, Connection
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
 from .transport.listeners import connect
 from .transport.loop import Shared
+from .transport.settings import Settings
 from .transport.tls import client_context, peer_end_point
 
 __all__ = ["Client", "ClientCaller", "Status"]
@@ -106,28 +108,10 @@ class Client:
     def __init__(
         self, target: ClientDescriptor | str | Sequence[str] | None = None, **fields: Any
     ) -> None:
-        self.descriptor = descriptor = _descriptor(target, fields)
-        limits = descriptor.limits
-        self._settings = Settings(
-            capabilities=Capabilities(
-                frame_max=limits.max_payload,
-                features=frozenset({"zlib"}),
-                calls=limits.max_calls,
-                window=(limits.max_messages, limits.max_message_bytes),
-                ttl=(
-                    0
-                    if descriptor.rpc_timeout is None
-                    else max(1, round(descriptor.rpc_timeout * 1000))
-                ),
-            ),
-            timeout=descriptor.rpc_timeout,
-            outbox_bytes=limits.outbox_bytes,
-            backpressure=descriptor.enable_backpressure,
-        )
+        self.descriptor = _descriptor(target, fields)
+        self._settings = Settings.of(self.descriptor)
         self._router = Router(with_connection=False)
-        self._hooks: dict[str, list[Callable[..., Any]]] = {
-            name: [] for name in ("connect", "disconnect", "reconnect")
-        }
+        self._hooks = Hooks(logger)
         self._background = Background(logger)
         self._connection: Connection | None = None
         self._login: asyncio.Future[None] | None = None
@@ -159,7 +143,7 @@ class Client:
     def on_connect(self) -> Callable[[F], F]: ...
     def on_connect(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs after the first login."""
-        return self._hook("connect", function)
+        return self._hooks.decorator("connect", function)
 
     @overload
     def on_disconnect(self, function: F) -> F: ...
@@ -170,7 +154,7 @@ class Client:
 
         `reason` is the `ConnectionClosed` that it ended with.
         """
-        return self._hook("disconnect", function)
+        return self._hooks.decorator("disconnect", function)
 
     @overload
     def on_reconnect(self, function: F) -> F: ...
@@ -178,23 +162,7 @@ class Client:
     def on_reconnect(self) -> Callable[[F], F]: ...
     def on_reconnect(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs after a connection was made again."""
-        return self._hook("reconnect", function)
-
-    def _hook(self, name: str, function: Any) -> Any:
-        def register(function: F) -> F:
-            self._hooks[name].append(function)
-            return function
-
-        return register if function is None else register(function)
-
-    async def _run_hooks(self, name: str, *args: Any) -> None:
-        for hook in self._hooks[name]:
-            try:
-                result = hook(*args)
-                if asyncio.iscoroutine(result):
-                    await result
-            except Exception:
-                logger.exception("the hook on_%s %r failed", name, hook)
+        return self._hooks.decorator("reconnect", function)
 
     # Life.
 
@@ -227,7 +195,7 @@ class Client:
         except BaseException:
             self._end()
             raise
-        await self._run_hooks("connect", self)
+        await self._hooks.tell("connect", self)
 
     async def disconnect(self) -> None:
         """Close the connection and stay disconnected; calls in flight fail.
@@ -407,7 +375,7 @@ class Client:
                 forget_keys(self._password())
             self._login.set_exception(error)
         elif self.status is Status.CLOSED and connection.id:
-            self._background.start(self._run_hooks("disconnect", self, connection.reason))
+            self._background.start(self._hooks.tell("disconnect", self, connection.reason))
 
     def _lost(self, connection: Connection) -> None:
         reason = connection.reason
@@ -420,17 +388,17 @@ class Client:
             self._reconnecting = self._background.start(self._reconnect(reason))
         else:
             self._end()
-            self._background.start(self._run_hooks("disconnect", self, reason))
+            self._background.start(self._hooks.tell("disconnect", self, reason))
 
     async def _reconnect(self, reason: ConnectionClosed) -> None:
-        await self._run_hooks("disconnect", self, reason)
+        await self._hooks.tell("disconnect", self, reason)
         try:
             await self._try_again()
         except Exception as exc:  # noqa: BLE001  # whatever it is, there is nobody to raise it to
             logger.error("giving up the connection: %s", exc)
             self._end()
         else:
-            await self._run_hooks("reconnect", self)
+            await self._hooks.tell("reconnect", self)
 
     async def _try_again(self) -> None:
         """Connect after a random pause that grows with each failure ("full jitter")."""

@@ -15,19 +15,20 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 from .descriptors import Address, ServerDescriptor
 from .exceptions import AuthenticationError, ConnectionClosed, RPCError
-from .protocol.events import Capabilities, KeysNeeded, VerifierNeeded, WelcomeNeeded
+from .hooks import Hooks
+from .protocol.events import KeysNeeded, VerifierNeeded, WelcomeNeeded
 from .protocol.frames import HEADER, PRIORITY, CloseCode, FrameType, word
-from .protocol.login import ServerLogin
-from .protocol.scram import DEFAULT_ITERATIONS, Verifier
 from .protocol.session import Session
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.connection import ACCEPTING, Connection, Settings
+from .transport.connection import ACCEPTING, Connection
 from .transport.link import SocketLink
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
 from .transport.messages import encode_message
+from .transport.settings import Settings
 from .transport.tls import server_context, server_end_point
+from .users import Users
 
 __all__ = ["Server"]
 
@@ -56,30 +57,14 @@ class Server:
         self.descriptor = _descriptor(descriptor, fields)
         self.name = self.descriptor.name
         self.version = self.descriptor.version
-        limits = self.descriptor.limits
         self._router = Router(with_connection=True)
-        self._settings = Settings(
-            capabilities=Capabilities(
-                frame_max=limits.max_payload,
-                features=frozenset({"zlib"}),
-                calls=limits.max_calls,
-                window=(limits.max_messages, limits.max_message_bytes),
-                ttl=_milliseconds(self.descriptor.rpc_timeout),
-            ),
-            timeout=self.descriptor.rpc_timeout,
-            outbox_bytes=limits.outbox_bytes,
-            backpressure=self.descriptor.enable_backpressure,
-            heartbeat=(self.descriptor.heartbeat_interval, self.descriptor.heartbeat_timeout),
-        )
-        self._hooks: dict[str, list[Callable[..., Any]]] = {
-            name: [] for name in ("startup", "shutdown", "client_connect", "client_disconnect")
-        }
+        self._settings = Settings.of(self.descriptor)
+        self._users = Users(self.descriptor)
+        self._hooks = Hooks(logger)
         self._connections: dict[str, Connection] = {}
         self._joining: dict[Connection, asyncio.TimerHandle] = {}
         self._surplus: set[Connection] = set()
         self._epoch = secrets.token_bytes(8)
-        self._mock_secret = secrets.token_bytes(32)
-        self._verifier: Verifier | None = None
         self._binding: bytes | None = None
         self._listener: Listener | None = None
         self._address: tuple[str, int] | None = None
@@ -154,7 +139,7 @@ class Server:
     def on_startup(self) -> Callable[[F], F]: ...
     def on_startup(self, function: Any = None) -> Any:
         """Register a hook `(server)` that runs once the address is known, before any client."""
-        return self._hook("startup", function)
+        return self._hooks.decorator("startup", function)
 
     @overload
     def on_shutdown(self, function: F) -> F: ...
@@ -162,7 +147,7 @@ class Server:
     def on_shutdown(self) -> Callable[[F], F]: ...
     def on_shutdown(self, function: Any = None) -> Any:
         """Register a hook `(server)` that runs when every connection has ended."""
-        return self._hook("shutdown", function)
+        return self._hooks.decorator("shutdown", function)
 
     @overload
     def on_client_connect(self, function: F) -> F: ...
@@ -174,7 +159,7 @@ class Server:
         A hook that raises refuses the client; the text of an `RPCError` reaches it. Messages that
         the hook sends arrive first. It cannot call the client, which is not in yet.
         """
-        return self._hook("client_connect", function)
+        return self._hooks.decorator("client_connect", function)
 
     @overload
     def on_client_disconnect(self, function: F) -> F: ...
@@ -185,14 +170,7 @@ class Server:
 
         `reason` is the `ConnectionClosed` that the connection ended with.
         """
-        return self._hook("client_disconnect", function)
-
-    def _hook(self, name: str, function: Any) -> Any:
-        def register(function: F) -> F:
-            self._hooks[name].append(function)
-            return function
-
-        return register if function is None else register(function)
+        return self._hooks.decorator("client_disconnect", function)
 
     # Life.
 
@@ -231,11 +209,11 @@ class Server:
         context = server_context(descriptor.tls) if descriptor.tls is not None else None
         if descriptor.tls is not None:
             self._binding = server_end_point(descriptor.tls)
-        await self._make_verifier()
+        await self._users.prepare()
         listening = await bind(address, ipv6=descriptor.ipv6)
         self._address = listening.getsockname()[:2]
         try:
-            await self._run_hooks("startup", self)
+            await self._hooks.ask("startup", self)
         except BaseException:
             listening.close()
             self._address = None
@@ -248,7 +226,7 @@ class Server:
         descriptor = self.descriptor
         if _is_loopback(address.host):
             return
-        if not (descriptor.password or descriptor.verifier or descriptor.users is not None):
+        if self._users.anybody:
             raise ValueError(
                 f"{address} can be reached from other machines, so the server needs a password, "
                 "a verifier or users; or listen on 127.0.0.1"
@@ -258,18 +236,6 @@ class Server:
                 "%s serves plain TCP to other machines: messages can be read and changed on the "
                 "way; use tls=TLS(certificate=..., key=...)",
                 address,
-            )
-
-    async def _make_verifier(self) -> None:
-        descriptor = self.descriptor
-        if descriptor.verifier is not None:
-            self._verifier = Verifier.parse(descriptor.verifier.get_secret_value())
-        elif descriptor.password is not None and self._verifier is None:
-            # A tenth of a second of CPU, so not on the event loop.
-            self._verifier = await asyncio.to_thread(
-                Verifier.from_password,
-                descriptor.password.get_secret_value(),
-                salt=secrets.token_bytes(16),
             )
 
     async def stop(self, grace: float = 5.0) -> None:
@@ -293,8 +259,7 @@ class Server:
         await asyncio.gather(*ended)
         await self._tasks.cancel()
         await self._logins_and_hooks.finish(grace)
-        with contextlib.suppress(Exception):  # logged by _run_hooks
-            await self._run_hooks("shutdown", self)
+        await self._hooks.tell("shutdown", self)
         self._address = None
         logger.info("%s has stopped", self.name)
 
@@ -382,21 +347,7 @@ class Server:
         self._joining[connection] = loop.call_later(
             descriptor.limits.login_timeout, self._too_slow, connection
         )
-        protocol = connection.protocol
-        protocol.accept(
-            ServerLogin(
-                protocol.send_login,
-                capabilities=self._settings.capabilities,
-                nonce=secrets.token_urlsafe(18),
-                mock_secret=self._mock_secret,
-                mock_iterations=(
-                    self._verifier.iterations if self._verifier else DEFAULT_ITERATIONS
-                ),
-                binding=self._binding,
-                anonymous=self._verifier is None and descriptor.users is None,
-                compress=descriptor.enable_compression,
-            )
-        )
+        self._users.start_login(connection.protocol, self._settings.capabilities, self._binding)
         return connection
 
     def _too_slow(self, connection: Connection) -> None:
@@ -417,33 +368,21 @@ class Server:
                 retry=True,
             )
         elif isinstance(event, VerifierNeeded):
-            users = self.descriptor.users
-            if users is None:
-                known = self._verifier if event.user == "default" else None
-                connection.protocol.verifier_found(known)
-            elif isinstance(users, Mapping):
-                text = users.get(event.user)
-                connection.protocol.verifier_found(Verifier.parse(text) if text else None)
+            if self._users.known_at_once:
+                connection.protocol.verifier_found(self._users.find(event.user))
             else:
                 self._logins_and_hooks.start(self._look_up(connection, event.user))
-        elif self._hooks["client_connect"]:
-            assert isinstance(event, WelcomeNeeded)
-            connection.introduce(self._new_session())
-            self._logins_and_hooks.start(self._ask_hooks(connection))
         else:
-            connection.introduce(self._new_session())
-            self._let_in(connection)
-
-    def _new_session(self) -> Session:
-        return Session(secrets.token_bytes(16), self._epoch)
+            assert isinstance(event, WelcomeNeeded)
+            connection.introduce(Session(secrets.token_bytes(16), self._epoch))
+            if "client_connect" in self._hooks:
+                self._logins_and_hooks.start(self._ask_hooks(connection))
+            else:
+                self._let_in(connection)
 
     async def _look_up(self, connection: Connection, user: str) -> None:
-        users = self.descriptor.users
-        assert users is not None
-        assert not isinstance(users, Mapping)
         try:
-            text = await users(user)
-            verifier = Verifier.parse(text) if text else None
+            verifier = await self._users.look_up(user)
         except Exception:
             logger.exception("looking up user %r failed", user)
             self._refuse(connection, "busy", "users cannot be looked up now", retry=True)
@@ -454,10 +393,10 @@ class Server:
 
     async def _ask_hooks(self, connection: Connection) -> None:
         try:
-            await self._run_hooks("client_connect", connection)
+            await self._hooks.ask("client_connect", connection)
         except RPCError as exc:
             self._refuse(connection, "refused", str(exc))
-        except Exception:  # noqa: BLE001  # logged by _run_hooks
+        except Exception:  # noqa: BLE001  # logged by Hooks.ask
             self._refuse(connection, "refused", "the server refused this client")
         else:
             self._let_in(connection)
@@ -491,22 +430,9 @@ class Server:
             logger.info("login from %s failed: %s", connection.address, error)
         if self._connections.pop(connection.id, None) is not None:
             logger.info("%r has gone: %s", connection, error)
-            if self._hooks["client_disconnect"]:
-                reason = connection.reason
-                self._logins_and_hooks.start(
-                    self._run_hooks("client_disconnect", connection, reason)
-                )
-
-    async def _run_hooks(self, name: str, *args: Any) -> None:
-        """Run the hooks of a kind in order; the first that raises ends it."""
-        for hook in self._hooks[name]:
-            try:
-                result = hook(*args)
-                if asyncio.iscoroutine(result):
-                    await result
-            except Exception:
-                logger.exception("the hook on_%s %r failed", name, hook)
-                raise
+            if "client_disconnect" in self._hooks:
+                told = self._hooks.tell("client_disconnect", connection, connection.reason)
+                self._logins_and_hooks.start(told)
 
 
 def _descriptor(
@@ -535,10 +461,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _milliseconds(seconds: float | None) -> int:
-    return 0 if seconds is None else max(1, round(seconds * 1000))
 
 
 def _ids(exclude: Exclude) -> frozenset[str]:

@@ -130,14 +130,14 @@ async def main() -> int:
     task = asyncio.current_task()
     assert task is not None
     with contextlib.suppress(NotImplementedError, AttributeError):  # Windows has no such thing
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         await asyncio.wait_for(demo(), SECONDS)
-    except (Failure, OSError) as error:
-        reason = str(error)
     except asyncio.TimeoutError:
         reason = f"it took more than {SECONDS} s"
+    except (Failure, OSError) as error:
+        reason = str(error)
     except asyncio.CancelledError:
         reason = "interrupted"
     else:

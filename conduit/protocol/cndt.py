@@ -66,9 +66,10 @@ from .frames import (
     word,
 )
 from .login import ClientLogin, ServerLogin
-from .payload import decode, deflate, inflate
+from .payload import decode, inflate
 from .scram import Keys, Verifier
-from .session import ACK_BYTES, ACK_FRAMES, Session
+from .session import ACK_BYTES, ACK_FRAMES
+from .writer import COMPRESS_MOST, FrameWriter
 
 __all__ = ["ACCEPTS", "CNDT", "State"]
 
@@ -78,8 +79,6 @@ LOGIN_BYTES: Final = 4096
 PINGS: Final = 100
 """Pings that a peer may send within `PING_WINDOW` milliseconds."""
 PING_WINDOW: Final = 10_000
-COMPRESS_LEAST: Final = 1024
-COMPRESS_MOST: Final = 1024 * 1024
 
 
 class State(enum.Enum):
@@ -131,7 +130,7 @@ _RPC_ERROR: Final = int(FrameType.RPC_ERROR)
 _RPC_REQUEST: Final = int(FrameType.RPC_REQUEST)
 
 
-class CNDT:
+class CNDT(FrameWriter):
     """One end of a CNDT connection.
 
     Args:
@@ -151,28 +150,20 @@ class CNDT:
     __slots__ = (
         "_accepts",
         "_allocate",
-        "_clock",
-        "_compress",
         "_ends_in",
-        "_farewell",
         "_filled",
         "_heard_bytes",
         "_last_id",
         "_login",
         "_missing",
-        "_out",
         "_partial",
         "_pings",
         "_pings_since",
-        "_sealed",
-        "_stamp",
-        "_urgent",
         "_wants_id",
         "ack_due",
         "large",
         "max_payload",
         "peer",
-        "session",
         "state",
     )
 
@@ -182,13 +173,8 @@ class CNDT:
         clock: Callable[[], int],
         allocate: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
     ) -> None:
-        self._clock = clock
+        super().__init__(clock)
         self._allocate = allocate
-        self._stamp = 0
-        self._urgent: list[bytes] = []
-        self._sealed: list[bytes] = []
-        self._out: list[bytes] = []
-        self._farewell = b""
         self._partial = b""
         self._missing = 0
         self.large: memoryview | None = None
@@ -198,13 +184,11 @@ class CNDT:
         self._pings_since = 0
         self._last_id = 0
         self._wants_id = 0
-        self._compress = False
         self._login: ServerLogin | ClientLogin | None = None
         self._accepts: dict[int, int] = {}
         self._ends_in = 0
         self.ack_due = False
         self.max_payload = LOGIN_BYTES
-        self.session = Session()
         self.peer = Peer()
         self.state = State.CLOSED
 
@@ -219,6 +203,7 @@ class CNDT:
     def accept(self, login: ServerLogin) -> None:
         """Start as the accepting side."""
         self._login = login
+        self.holds = True
         self.peer = login.peer
         self._wants_id = 1
         self._enter(State.AWAIT_REQUEST)
@@ -226,6 +211,7 @@ class CNDT:
     def open(self, login: ClientLogin) -> None:
         """Start as the connecting side; AUTH_REQUEST is queued."""
         self._login = login
+        self.holds = True
         self.peer = login.peer
         self._enter(State.AWAIT_CHALLENGE if login.user is not None else State.AWAIT_SUCCESS)
         login.open()
@@ -255,14 +241,15 @@ class CNDT:
         """Queue AUTH_FAILURE and close. Allowed at any time before the login is done."""
         assert isinstance(self._login, ServerLogin)
         self._login.refuse(code, message, retry=retry, retry_after=retry_after)
-        self._out.clear()
+        self.drop()
         self._enter(State.CLOSED)
 
     def _opened(self, login: ServerLogin | ClientLogin) -> Opened:
         limits = login.capabilities
         self.max_payload = limits.frame_max + ENVELOPE
-        self._compress = login.compress and "zlib" in login.peer.capabilities.features
+        self.compresses = login.compress and "zlib" in login.peer.capabilities.features
         self._login = None
+        self.holds = False
         self._enter(State.OPEN)
         return Opened(self.peer)
 
@@ -472,68 +459,6 @@ class CNDT:
 
     # Writing.
 
-    @property
-    def corked(self) -> int:
-        """Frames that wait for `take`."""
-        return len(self._out) + len(self._urgent) + len(self._sealed) + bool(self._farewell)
-
-    def send(self, word: int, id: int, payload: bytes) -> int:
-        """Queue a sequenced frame and return how many are queued.
-
-        Args:
-            word: Type and flags, from `frames.word`; the flags contain SEQUENCED.
-            id: The correlation id.
-            payload: MessagePack.
-        """
-        if self._compress and COMPRESS_LEAST <= len(payload) <= COMPRESS_MOST:
-            smaller = deflate(payload)
-            if len(smaller) < len(payload):
-                word, payload = word | COMPRESSED, smaller
-        session, out = self.session, self._out
-        session.sent = number = session.sent + 1
-        if not out:
-            self._stamp = self._clock()
-        out.append(HEADER.pack(word, len(payload), id, self._stamp, number & 0xFFFFFFFF) + payload)
-        return len(out)
-
-    def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
-        """Queue a sequenced frame whose payload is `head` and `tail`; the tail is not copied."""
-        session = self.session
-        session.sent = number = session.sent + 1
-        header = HEADER.pack(word, len(head) + len(tail), id, self._clock(), number & 0xFFFFFFFF)
-        self._sealed.append(b"".join((*self._out, header, head)))
-        self._sealed.append(tail)
-        self._out.clear()
-
-    def send_urgent(self, word: int, id: int, payload: bytes = b"") -> None:
-        """Queue a frame that is not sequenced, ahead of those that are."""
-        self.push(HEADER.pack(word, len(payload), id, self._clock(), 0) + payload)
-
-    def push(self, frame: bytes) -> None:
-        """Queue an encoded frame that is not sequenced, ahead of those that are."""
-        self._urgent.append(frame)
-
-    def take(self) -> list[bytes]:
-        """Return what is to be written now, in order; its sequenced part enters the outbox.
-
-        What is sequenced waits until the login is done.
-        """
-        chunks: list[bytes] = []
-        if (self._out or self._sealed) and self._login is None:
-            if self._sealed:
-                chunks, self._sealed = self._sealed, chunks
-            if self._out:
-                chunks.append(b"".join(self._out))
-                self._out.clear()
-            self.session.keep(chunks)
-        if self._urgent:
-            chunks = [b"".join(self._urgent), *chunks]
-            self._urgent.clear()
-        if self._farewell:
-            chunks = [*chunks, self._farewell]
-            self._farewell = b""
-        return chunks
-
     def acknowledge(self) -> None:
         """Queue an ACK of everything accepted so far."""
         session = self.session
@@ -568,7 +493,7 @@ class CNDT:
             return
         text = reason.encode(errors="replace")[:123].decode(errors="ignore")
         payload = packb([int(code), text])
-        self._farewell = HEADER.pack(_CLOSE, len(payload), 0, self._clock(), 0) + payload
+        self.farewell = HEADER.pack(_CLOSE, len(payload), 0, self._clock(), 0) + payload
         self._enter(State.CLOSED)
 
 

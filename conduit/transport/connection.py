@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..exceptions import ConnectionClosed, ProtocolError, RPCError
@@ -21,7 +20,6 @@ from ..protocol.cndt import CNDT, State
 from ..protocol.events import (
     Acknowledged,
     Broken,
-    Capabilities,
     Closed,
     Event,
     KeysNeeded,
@@ -38,10 +36,12 @@ from .calls import DEFAULT, HANDLING, Calls, Default, closed_again
 from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
 from .outlet import Link, Outlet
+from .pulse import Pulse
 from .serving import Routes, Serving
+from .settings import Settings
 from .wire_log import WireLog
 
-__all__ = ["Connection", "Owner", "Settings"]
+__all__ = ["Connection", "Owner"]
 
 logger = logging.getLogger("conduit.connection")
 
@@ -50,21 +50,7 @@ CONNECTING, ACCEPTING = 1, 2
 
 _RESPONSE = int(FrameType.RPC_RESPONSE)
 _REQUEST = int(FrameType.RPC_REQUEST)
-_ERROR = int(FrameType.RPC_ERROR)
 _MESSAGE = int(FrameType.MESSAGE)
-_CANCEL = int(FrameType.CANCEL)
-_CREDIT = int(FrameType.STREAM_CREDIT)
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the descriptor of a side says about each of its connections."""
-
-    capabilities: Capabilities
-    timeout: float | None
-    outbox_bytes: int
-    backpressure: bool
-    heartbeat: tuple[float, float] = (30.0, 90.0)
 
 
 class Owner(Protocol):
@@ -95,7 +81,6 @@ class Connection:
 
     __slots__ = (
         "_acknowledging",
-        "_alive",
         "_calls",
         "_ended",
         "_error",
@@ -103,22 +88,19 @@ class Connection:
         "_linked",
         "_loop",
         "_messages",
-        "_next_ping",
         "_opened",
         "_outlet",
         "_owner",
         "_pings",
         "_protocol",
+        "_pulse",
         "_serving",
         "_shared",
-        "_silent_since",
         "_sweep",
-        "_unsent",
         "_wire_log",
         "__weakref__",
         "address",
         "call",
-        "heartbeat",
         "id",
         "identity",
         "name",
@@ -177,17 +159,13 @@ class Connection:
             backpressure=settings.backpressure,
         )
         self._acknowledging = False
-        self._alive = True
-        self._silent_since = 0.0
-        self._next_ping = 0.0
-        self._unsent = 0
+        self._pulse = Pulse(*settings.heartbeat)
         self._pings: dict[int, asyncio.Future[None]] | None = None
         self._error: ConnectionClosed | None = None
         self._opened = False
         self._linked = False
         self._ended: asyncio.Future[None] | None = None
         self._wire_log: WireLog | None = None
-        self.heartbeat = settings.heartbeat
         self.address = address
         self.id = ""
         self.identity = ""
@@ -348,7 +326,8 @@ class Connection:
 
     def welcome(self, name: str, version: str) -> None:
         """Let the peer in, on the accepting side."""
-        self._protocol.welcome(heartbeat=self.heartbeat, name=name, version=version)
+        heartbeat = (self._pulse.interval, self._pulse.timeout)
+        self._protocol.welcome(heartbeat=heartbeat, name=name, version=version)
         self._open(self._protocol.peer)
         self._outlet.flush()
 
@@ -379,7 +358,6 @@ class Connection:
         """Start: the link is up."""
         self._linked = True
         self._outlet.use(link)
-        self._silent_since = self._loop.time()
         self._shared.join(self)
         if logging.getLogger("conduit.wire").isEnabledFor(logging.DEBUG):
             self._wire_log = WireLog(self.address)
@@ -421,7 +399,7 @@ class Connection:
 
     def buffer_filled(self, count: int) -> bool:
         """Take bytes that were read to `buffer()`; see `receive`."""
-        self._alive = True
+        self._pulse.heard = True
         if self._wire_log is not None:
             self._wire_log.received(bytes((self._protocol.buffer() or b"")[:count]))
         events = self._protocol.buffer_filled(count)
@@ -438,7 +416,7 @@ class Connection:
         Returns:
             Whether what comes next is to be read to `buffer()`, and told to `buffer_filled`.
         """
-        self._alive = True
+        self._pulse.heard = True
         if self._wire_log is not None:
             self._wire_log.received(data)
         protocol = self._protocol
@@ -470,12 +448,8 @@ class Connection:
                         resolved |= calls.answered(event)
                     else:
                         self._messages.receive(event)
-                elif kind == _ERROR:
-                    resolved |= calls.refused(event)
-                elif kind == _CREDIT and event.id == 0:
-                    self._messages.credit(event)
-                elif kind == _CANCEL:
-                    serving.cancel(event)
+                else:
+                    resolved |= self._handle_rarer(event)
         except ProtocolError as exc:
             self.fail(exc, exc.close_code, str(exc))
         except RPCError as exc:
@@ -489,6 +463,16 @@ class Connection:
                 self._loop.call_soon(outlet.flush)
             elif flushes:
                 outlet.flush()
+
+    def _handle_rarer(self, frame: Frame) -> bool:
+        """Handle the frames that are seldom; True when a caller can go on."""
+        if frame.type == FrameType.RPC_ERROR:
+            return self._calls.refused(frame)
+        if frame.type == FrameType.CANCEL:
+            self._serving.cancel(frame)
+        elif frame.type == FrameType.STREAM_CREDIT and frame.id == 0:
+            self._messages.credit(frame)
+        return False
 
     def _happened(self, event: Event) -> None:
         if isinstance(event, Acknowledged):
@@ -520,7 +504,7 @@ class Connection:
 
     def _open(self, peer: Peer) -> None:
         self._opened = True
-        self.heartbeat = peer.heartbeat
+        self._pulse.interval, self._pulse.timeout = peer.heartbeat
         self._shared.join(self)
         self._calls.opened(peer.capabilities)
         self._owner.opened(self)
@@ -533,29 +517,24 @@ class Connection:
     def _expire(self, now: float) -> float:
         return min(self._calls.expire(now), self._serving.expire(now))
 
-    def beat(self, now: float, *, judge: bool) -> None:
-        """Look after the connection, several times in each heartbeat interval.
+    @property
+    def interval(self) -> float:
+        """Seconds of silence after which this connection wants to be looked after."""
+        return self._pulse.interval
 
-        Bytes that came and bytes that the peer has taken from us are life. A ping goes out only
-        after silence.
-        """
-        unsent = self._outlet.unsent()
-        if self._alive or unsent < self._unsent or not judge:
-            self._alive = False
-            self._silent_since = now
-        self._unsent = unsent
-        interval, timeout = self.heartbeat
-        silent = now - self._silent_since
+    def beat(self, now: float, *, judge: bool) -> None:
+        """Look after the connection, several times in each heartbeat interval."""
         if not self._opened or self._error is not None:
             return
-        if silent >= timeout:
-            reason = f"no sign of life from the peer for {silent:.3g} s (heartbeat_timeout)"
-            logger.warning("%r: %s", self, reason)
-            self._close(ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT), abort=True)
-        elif silent >= interval * 0.75 and now >= self._next_ping:
-            self._next_ping = now + interval / 4
+        needed = self._pulse.look(now, self._outlet.unsent(), judge=judge)
+        if needed == "ping":
             self._protocol.ping(0)
             self._outlet.flush()
+        elif needed == "dead":
+            timeout = self._pulse.timeout
+            reason = f"no sign of life from the peer for {timeout:g} s (heartbeat_timeout)"
+            logger.warning("%r: %s", self, reason)
+            self._close(ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT), abort=True)
 
     def acknowledge(self) -> None:
         """Tell the peer what has arrived, if no other ACK did so in the meantime."""

@@ -33,8 +33,8 @@ def milliseconds() -> int:
 class Member(Protocol):
     """What `Shared` needs of a connection."""
 
-    heartbeat: tuple[float, float]
-
+    @property
+    def interval(self) -> float: ...
     def beat(self, now: float, *, judge: bool) -> None: ...
     def acknowledge(self) -> None: ...
 
@@ -91,7 +91,7 @@ class Shared:
         """Count a connection in: its heartbeat is watched from now on."""
         self._members.add(member)
         # A quarter of the interval is how late a ping may be.
-        period = member.heartbeat[0] / 4
+        period = member.interval / 4
         if self._beat_timer is None or period < self._period:
             self._period = period
             if self._beat_timer is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from conduit.protocol.cndt import CNDT, State
 from conduit.protocol.events import (
@@ -291,3 +291,76 @@ def welcome(server: CNDT) -> None:
     """Let the client in, as the owner of a server does."""
     server.session = Session(SESSION_ID, EPOCH)
     server.welcome(heartbeat=HEARTBEAT, name="conduit-server", version="1.0.0")
+
+
+# Peers in each state of the login, without running it again for each.
+
+
+class Login(NamedTuple):
+    """The four frames of a login; all are the same each time, as clock and nonces are."""
+
+    request: bytes
+    challenge: bytes
+    response: bytes
+    success: bytes
+
+
+@functools.cache
+def login_frames() -> Login:
+    pair = Pair().run()
+    (request, response), (challenge, success) = map(
+        frames_of, (pair.client.wrote, pair.server.wrote)
+    )
+    return Login(request, challenge, response, success)
+
+
+SERVER_STATES = (
+    State.AWAIT_REQUEST,
+    State.AWAIT_VERIFIER,
+    State.AWAIT_PROOF,
+    State.AWAIT_WELCOME,
+    State.OPEN,
+)
+CLIENT_STATES = (State.AWAIT_CHALLENGE, State.AWAIT_KEYS, State.AWAIT_SUCCESS, State.OPEN)
+STATES = [
+    *(("server", state) for state in SERVER_STATES),
+    *(("client", state) for state in CLIENT_STATES),
+]
+"""Every state in which a frame may come, with the side that can be in it."""
+
+
+def server_in(state: State, clock: Callable[[], int] | None = None, **options: Any) -> CNDT:
+    """Return a server that has come to a state, all that it wrote taken."""
+    server, login = make_server(clock, **options), login_frames()
+    steps: list[Callable[[], object]] = [
+        lambda: server.receive(login.request),
+        lambda: server.verifier_found(verifier_of(PASSWORD)),
+        lambda: server.receive(login.response),
+        lambda: welcome(server),
+    ]
+    return _go_on(server, steps, state)
+
+
+def client_in(state: State, clock: Callable[[], int] | None = None, **options: Any) -> CNDT:
+    """Return a client that has come to a state, all that it wrote taken."""
+    client, login = make_client(clock, **options), login_frames()
+    steps: list[Callable[[], object]] = [
+        lambda: client.receive(login.challenge),
+        lambda: client.keys_derived(keys_of(PASSWORD, SALT, ITERATIONS)),
+        lambda: client.receive(login.success),
+    ]
+    return _go_on(client, steps, state)
+
+
+def peer_in(side: str, state: State, **options: Any) -> CNDT:
+    return (server_in if side == "server" else client_in)(state, **options)
+
+
+def _go_on(peer: CNDT, steps: list[Callable[[], object]], state: State) -> CNDT:
+    for step in steps:
+        if peer.state is state:
+            break
+        step()
+    assert peer.state is state
+    written(peer)
+    return peer

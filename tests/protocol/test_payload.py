@@ -261,9 +261,9 @@ def test_a_length_that_lies_among_large_values_is_noticed() -> None:
 
 TOKENS = st.sampled_from([bytes([first]) for first in range(256)]) | st.binary(max_size=6)
 NEARLY = st.builds(
-    lambda payload, at, byte: payload[: at % (len(payload) + 1)]
-    + bytes([byte])
-    + payload[at % (len(payload) + 1) :],
+    lambda payload, at, byte: (
+        payload[: at % (len(payload) + 1)] + bytes([byte]) + payload[at % (len(payload) + 1) :]
+    ),
     VALUES.map(pack),
     st.integers(0, 1 << 16),
     st.integers(0, 255),

@@ -1,0 +1,119 @@
+"""The writing half of a CNDT peer: frames are numbered, collected, and taken out to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from .frames import COMPRESSED, HEADER
+from .payload import deflate
+from .session import Session
+
+__all__ = ["COMPRESS_MOST", "FrameWriter"]
+
+COMPRESS_LEAST: Final = 1024
+COMPRESS_MOST: Final = 1024 * 1024
+
+
+class FrameWriter:
+    """Collects frames until they are written.
+
+    Args:
+        clock: Returns Unix time in milliseconds, for the headers.
+
+    Attributes:
+        session: Numbers the frames, and keeps them until they are acknowledged.
+        compresses: Whether payloads are compressed when that makes them smaller.
+        holds: Whether sequenced frames are kept back, because the login is not done.
+        farewell: A frame that goes out behind all others.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_out",
+        "_sealed",
+        "_stamp",
+        "_urgent",
+        "compresses",
+        "farewell",
+        "holds",
+        "session",
+    )
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._stamp = 0
+        self._urgent: list[bytes] = []
+        self._sealed: list[bytes] = []
+        self._out: list[bytes] = []
+        self.compresses = False
+        self.farewell = b""
+        self.holds = False
+        self.session = Session()
+
+    @property
+    def corked(self) -> int:
+        """Frames that wait for `take`."""
+        return len(self._out) + len(self._urgent) + len(self._sealed) + bool(self.farewell)
+
+    def send(self, word: int, id: int, payload: bytes) -> int:
+        """Queue a sequenced frame and return how many are queued.
+
+        Args:
+            word: Type and flags, from `frames.word`; the flags contain SEQUENCED.
+            id: The correlation id.
+            payload: MessagePack.
+        """
+        if self.compresses and COMPRESS_LEAST <= len(payload) <= COMPRESS_MOST:
+            smaller = deflate(payload)
+            if len(smaller) < len(payload):
+                word, payload = word | COMPRESSED, smaller
+        session, out = self.session, self._out
+        session.sent = number = session.sent + 1
+        if not out:
+            self._stamp = self._clock()
+        out.append(HEADER.pack(word, len(payload), id, self._stamp, number & 0xFFFFFFFF) + payload)
+        return len(out)
+
+    def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
+        """Queue a sequenced frame whose payload is `head` and `tail`; the tail is not copied."""
+        session = self.session
+        session.sent = number = session.sent + 1
+        header = HEADER.pack(word, len(head) + len(tail), id, self._clock(), number & 0xFFFFFFFF)
+        self._sealed.append(b"".join((*self._out, header, head)))
+        self._sealed.append(tail)
+        self._out.clear()
+
+    def send_urgent(self, word: int, id: int, payload: bytes = b"") -> None:
+        """Queue a frame that is not sequenced, ahead of those that are."""
+        self.push(HEADER.pack(word, len(payload), id, self._clock(), 0) + payload)
+
+    def push(self, frame: bytes) -> None:
+        """Queue an encoded frame that is not sequenced, ahead of those that are."""
+        self._urgent.append(frame)
+
+    def take(self) -> list[bytes]:
+        """Return what is to be written now, in order; its sequenced part enters the outbox.
+
+        What is sequenced waits until the login is done.
+        """
+        chunks: list[bytes] = []
+        if (self._out or self._sealed) and not self.holds:
+            if self._sealed:
+                chunks, self._sealed = self._sealed, chunks
+            if self._out:
+                chunks.append(b"".join(self._out))
+                self._out.clear()
+            self.session.keep(chunks)
+        if self._urgent:
+            chunks = [b"".join(self._urgent), *chunks]
+            self._urgent.clear()
+        if self.farewell:
+            chunks = [*chunks, self.farewell]
+            self.farewell = b""
+        return chunks
+
+    def drop(self) -> None:
+        """Forget the sequenced frames that were kept back."""
+        self._out.clear()
+        self._sealed.clear()

@@ -1,0 +1,51 @@
+"""Tells a peer that is alive from one that is not. No clock and no I/O: it is told the time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["Pulse"]
+
+
+class Pulse:
+    """The heartbeat of one connection.
+
+    Bytes that came, and bytes that the peer has taken from us, are life. A ping is due only after
+    silence.
+
+    Attributes:
+        heard: Whether bytes have come since the last look; set by whoever reads.
+        interval: Seconds of silence after which a ping is due.
+        timeout: Seconds of silence after which the peer counts as dead.
+    """
+
+    __slots__ = ("_next_ping", "_since", "_unsent", "heard", "interval", "timeout")
+
+    def __init__(self, interval: float, timeout: float) -> None:
+        self.interval = interval
+        self.timeout = timeout
+        self.heard = True
+        self._since = 0.0
+        self._next_ping = 0.0
+        self._unsent = 0
+
+    def look(self, now: float, unsent: int, *, judge: bool) -> Literal["fine", "ping", "dead"]:
+        """Say what is to be done; to be called several times in each interval.
+
+        Args:
+            now: Seconds, on a clock that never goes back.
+            unsent: Bytes that wait for the peer to take them.
+            judge: False after a stall of our own, when bytes of the peer may still be unread.
+        """
+        if self.heard or unsent < self._unsent or not judge:
+            self.heard = False
+            self._since = now
+        self._unsent = unsent
+        silent = now - self._since
+        if silent >= self.timeout:
+            return "dead"
+        # A look comes every quarter of the interval or oftener, so one quarter is given in advance.
+        if silent >= self.interval * 0.75 and now >= self._next_ping:
+            self._next_ping = now + self.interval / 4
+            return "ping"
+        return "fine"

@@ -1,0 +1,50 @@
+"""What a side says about each of its connections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..descriptors import ClientDescriptor, ServerDescriptor
+from ..protocol.events import Capabilities
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the descriptor of a side says about each of its connections.
+
+    Attributes:
+        capabilities: What the peer is told at login.
+        timeout: Seconds that a call has by default, or None.
+        outbox_bytes: Unacknowledged bytes from which senders wait.
+        backpressure: Whether senders wait at all, or are refused.
+        heartbeat: Interval and timeout in seconds. A client takes its server's instead.
+    """
+
+    capabilities: Capabilities
+    timeout: float | None
+    outbox_bytes: int
+    backpressure: bool
+    heartbeat: tuple[float, float] = (30.0, 90.0)
+
+    @classmethod
+    def of(cls, descriptor: ServerDescriptor | ClientDescriptor) -> Settings:
+        """Return what a descriptor says."""
+        limits, timeout = descriptor.limits, descriptor.rpc_timeout
+        settings = cls(
+            capabilities=Capabilities(
+                frame_max=limits.max_payload,
+                features=frozenset({"zlib"}),
+                calls=limits.max_calls,
+                window=(limits.max_messages, limits.max_message_bytes),
+                ttl=0 if timeout is None else max(1, round(timeout * 1000)),
+            ),
+            timeout=timeout,
+            outbox_bytes=limits.outbox_bytes,
+            backpressure=descriptor.enable_backpressure,
+        )
+        if isinstance(descriptor, ServerDescriptor):
+            heartbeat = (descriptor.heartbeat_interval, descriptor.heartbeat_timeout)
+            return replace(settings, heartbeat=heartbeat)
+        return settings

@@ -1,0 +1,101 @@
+"""Who may log in to a server, and the accepting side of each login."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+
+from .descriptors import ServerDescriptor
+from .protocol.cndt import CNDT
+from .protocol.events import Capabilities
+from .protocol.login import ServerLogin
+from .protocol.scram import DEFAULT_ITERATIONS, Verifier
+
+__all__ = ["Users"]
+
+DEFAULT_USER = "default"
+"""The name of the only user where the descriptor has one password."""
+
+
+class Users:
+    """The users that a descriptor names.
+
+    Args:
+        descriptor: Has a password, a verifier, users, or none of them.
+    """
+
+    def __init__(self, descriptor: ServerDescriptor) -> None:
+        self._descriptor = descriptor
+        self._verifier: Verifier | None = None
+        # Makes the salts of users who do not exist, so that they cannot be told from others.
+        self._mock_secret = secrets.token_bytes(32)
+        if descriptor.verifier is not None:
+            self._verifier = Verifier.parse(descriptor.verifier.get_secret_value())
+
+    @property
+    def anybody(self) -> bool:
+        """Whether there are no users, so that everybody is let in."""
+        descriptor = self._descriptor
+        return descriptor.password is None and self._verifier is None and descriptor.users is None
+
+    async def prepare(self) -> None:
+        """Derive the verifier of a plain password; a tenth of a second of CPU, in a thread."""
+        password = self._descriptor.password
+        if password is not None and self._verifier is None:
+            self._verifier = await asyncio.to_thread(
+                Verifier.from_password,
+                password.get_secret_value(),
+                salt=secrets.token_bytes(16),
+            )
+
+    def start_login(
+        self, protocol: CNDT, capabilities: Capabilities, binding: bytes | None
+    ) -> None:
+        """Start the accepting side of a login.
+
+        Args:
+            protocol: The peer of the new connection.
+            capabilities: What this side accepts.
+            binding: The hash of the server's certificate, when the link has one.
+        """
+        protocol.accept(
+            ServerLogin(
+                protocol.send_login,
+                capabilities=capabilities,
+                nonce=secrets.token_urlsafe(18),
+                mock_secret=self._mock_secret,
+                mock_iterations=(
+                    DEFAULT_ITERATIONS if self._verifier is None else self._verifier.iterations
+                ),
+                binding=binding,
+                anonymous=self.anybody,
+                compress=self._descriptor.enable_compression,
+            )
+        )
+
+    @property
+    def known_at_once(self) -> bool:
+        """Whether a user can be looked up without waiting."""
+        users = self._descriptor.users
+        return users is None or isinstance(users, Mapping)
+
+    def find(self, user: str) -> Verifier | None:
+        """Return the verifier of a user who is known at once, or None."""
+        users = self._descriptor.users
+        if isinstance(users, Mapping):
+            text = users.get(user)
+            return Verifier.parse(text) if text is not None else None
+        return self._verifier if user == DEFAULT_USER else None
+
+    async def look_up(self, user: str) -> Verifier | None:
+        """Ask the application's function for the verifier of a user.
+
+        Raises:
+            Exception: What the function raises, or ValueError for text that is no verifier.
+        """
+        users = self._descriptor.users
+        assert users is not None
+        assert not isinstance(users, Mapping)
+        text = await users(user)
+        return Verifier.parse(text) if text is not None else None

@@ -1,0 +1,1 @@
+"""Handlers as they are compiled, names and calls, without a connection."""

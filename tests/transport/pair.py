@@ -1,0 +1,434 @@
+"""Two connections in one process, joined by a link that can be slowed, cut into pieces and lost.
+
+    async with Pair(server=settings(calls=4)) as pair:
+
+        @pair.server.rpc
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        assert await within(pair.client.call("add", [1, 2])) == 3
+
+`Pair` needs no socket: `MemoryLink` hands bytes over by `loop.call_soon`, so a test decides what
+arrives, when and in which pieces. `SocketPair` is the same over a real pair of sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeVar
+
+import msgpack
+
+from conduit.protocol.events import Capabilities, KeysNeeded, VerifierNeeded, WelcomeNeeded
+from conduit.protocol.frames import HEADER, SEQUENCED, FrameType, word
+from conduit.protocol.login import ClientLogin, ServerLogin
+from conduit.protocol.session import Session
+from conduit.rpc.router import Router
+from conduit.transport.connection import ACCEPTING, CONNECTING, Connection, Settings
+from conduit.transport.link import SocketLink
+from conduit.transport.loop import Shared
+
+T = TypeVar("T")
+P = TypeVar("P", bound="Pair")
+
+SECONDS = 5.0
+"""How long a test waits for what has to happen."""
+HIGH = 64 * 1024
+"""Bytes in a link's buffer from which its connection is asked to pause."""
+READ = 256 * 1024
+"""Bytes that a link hands over at once at most, as one read of a socket would."""
+
+
+async def within(awaitable: Awaitable[T], seconds: float = SECONDS) -> T:
+    """Wait for something that has to happen, and fail if it does not."""
+    return await asyncio.wait_for(awaitable, seconds)
+
+
+async def turns(count: int = 20) -> None:
+    """Let the event loop run: whatever does not wait for a timer or a socket has happened then."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition that no event tells of."""
+
+    async def look() -> None:
+        while not condition():
+            await asyncio.sleep(0)
+
+    await within(look())
+
+
+def settings(
+    *,
+    calls: int = 256,
+    window: tuple[int, int] = (256, 1024 * 1024),
+    frame_max: int = 1024 * 1024,
+    timeout: float | None = 30.0,
+    outbox_bytes: int = 8 * 1024 * 1024,
+    backpressure: bool = True,
+    heartbeat: tuple[float, float] = (30.0, 90.0),
+    compress: bool = False,
+) -> tuple[Settings, bool]:
+    """Return what one side is told, its descriptor's defaults filled in."""
+    return Settings(
+        capabilities=Capabilities(
+            frame_max=frame_max,
+            features=frozenset({"zlib"}),
+            calls=calls,
+            window=window,
+            ttl=0 if timeout is None else round(timeout * 1000),
+        ),
+        timeout=timeout,
+        outbox_bytes=outbox_bytes,
+        backpressure=backpressure,
+        heartbeat=heartbeat,
+    ), compress
+
+
+class Seen(NamedTuple):
+    """One frame as it was written."""
+
+    type: int
+    flags: int
+    id: int
+    number: int
+    payload: bytes
+
+    @property
+    def body(self) -> Any:
+        return msgpack.unpackb(self.payload)
+
+
+def cut(data: bytes) -> tuple[list[bytes], bytes]:
+    """Return the whole frames at the beginning of the data, and what is left."""
+    frames = []
+    while len(data) >= HEADER.size and len(data) >= HEADER.size + HEADER.unpack_from(data)[1]:
+        size = HEADER.size + HEADER.unpack_from(data)[1]
+        frames.append(data[:size])
+        data = data[size:]
+    return frames, data
+
+
+def frame_type(frame: bytes) -> int:
+    """Return the type of an encoded frame."""
+    return frame[5]
+
+
+class MemoryLink:
+    """One end of a link; what is written to it is received by the connection at the other end.
+
+    It keeps the manners of a socket's transport: bytes arrive in a later turn of the loop, a full
+    buffer pauses the connection, the buffer is flushed before an orderly end, writing after
+    `finish` is an error and writing to a link that is gone goes nowhere.
+
+    Attributes:
+        writes: Every chunk that was written.
+        split: Bytes that arrive at once; 0 for all there are.
+        delay: Seconds on the way.
+        drops: Types of frames that get lost on the way. Only what is not sequenced may be lost.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.peer: MemoryLink
+        self.writes: list[bytes] = []
+        self.split = 0
+        self.delay = 0.0
+        self.drops: set[int] = set()
+        self._loop = asyncio.get_running_loop()
+        self._buffer: deque[bytes] = deque()
+        self._size = 0
+        self._rest = b""
+        self._large = False
+        self._stalled = False
+        self._paused = False
+        self._moving = False
+        self._finished = False
+        self._closing = False
+        self.lost = False
+
+    # What the connection calls.
+
+    def write(self, data: bytes) -> None:
+        if self._closing:
+            return
+        if self._finished:
+            raise RuntimeError("cannot write after the end")
+        self.writes.append(bytes(data))
+        self._buffer.append(bytes(data))
+        self._size += len(data)
+        self._move_soon()
+        if self._size > HIGH and not self._paused:
+            self._paused = True
+            self.connection.pause_writing()
+
+    def unsent(self) -> int:
+        return self._size
+
+    def finish(self) -> None:
+        self._finished = True
+        self._move_soon()
+
+    def abort(self) -> None:
+        self._drop()
+        self._loop.call_soon(self._lose, None)
+        self._loop.call_soon(self.peer.reset)
+
+    # What a test does.
+
+    def stall(self) -> None:
+        """Keep what is written: the peer does not read."""
+        self._stalled = True
+
+    def flow(self) -> None:
+        """Let what was kept go on."""
+        self._stalled = False
+        self._move_soon()
+
+    def reset(self, cause: Exception | None = None) -> None:
+        """Lose the link at this end, and what is still in it."""
+        self._drop()
+        self._lose(cause or ConnectionResetError("the link was reset"))
+
+    def cut(self) -> None:
+        """Lose the link at both ends, as if somebody had pulled a plug that both notice."""
+        self._loop.call_soon(self.reset)
+        self._loop.call_soon(self.peer.reset)
+
+    @property
+    def frames(self) -> list[Seen]:
+        """Every frame that was written, in order."""
+        seen = []
+        for frame in cut(b"".join(self.writes))[0]:
+            first, _, id, _, number = HEADER.unpack_from(frame)
+            seen.append(Seen(first >> 16 & 0xFF, first & 0xFFFF, id, number, frame[HEADER.size :]))
+        return seen
+
+    def sent(self, type: int) -> list[Seen]:
+        """Return the frames of one type that were written."""
+        return [frame for frame in self.frames if frame.type == type]
+
+    # The way to the other end.
+
+    def _move_soon(self) -> None:
+        if not self._moving and not self._stalled and not self.lost:
+            self._moving = True
+            if self.delay:
+                self._loop.call_later(self.delay, self._move)
+            else:
+                self._loop.call_soon(self._move)
+
+    def _move(self) -> None:
+        self._moving = False
+        if self._stalled or self.lost:
+            return
+        if self._buffer:
+            data = b"".join(self._buffer)
+            self._buffer.clear()
+            now = data[: self.split or READ]
+            if len(now) < len(data):
+                self._buffer.append(data[len(now) :])
+            self._size = len(data) - len(now)
+            self.peer._arrive(self._without_drops(now))
+            if self._paused and self._size <= HIGH // 4:
+                self._paused = False
+                self.connection.resume_writing()
+        if self._buffer:
+            self._move_soon()
+        elif self._closing:
+            self._lose(None)
+            self.peer._ended()
+        elif self._finished:
+            self.peer._ended()
+
+    def _without_drops(self, data: bytes) -> bytes:
+        if not self.drops and not self._rest:
+            return data
+        frames, self._rest = cut(self._rest + data)
+        return b"".join(frame for frame in frames if frame_type(frame) not in self.drops)
+
+    def _arrive(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view and not self.lost:
+                if not self._large:
+                    self._large = self.connection.receive(bytes(view))
+                    return
+                place = self.connection.buffer()
+                count = min(len(place), len(view))
+                place[:count] = view[:count]
+                self._large = self.connection.buffer_filled(count)
+                view = view[count:]
+        except Exception:
+            self.abort()  # as a transport does when its protocol fails; and the loop reports it
+            raise
+
+    def _ended(self) -> None:
+        if not self.lost:
+            self._closing = True
+            self._move_soon()
+
+    def _drop(self) -> None:
+        self._closing = True
+        self._buffer.clear()
+        self._size = 0
+
+    def _lose(self, cause: Exception | None) -> None:
+        if not self.lost:
+            self.lost = self._closing = True
+            self.connection.link_lost(cause)
+
+
+class Side:
+    """One side of a pair: its handlers, its connection and the owner of the connection.
+
+    Attributes:
+        connection: The connection.
+        link: What the connection writes to.
+        ready: Done when the login is.
+        endings: Why the connection ended, as its owner was told; one entry, once it has.
+    """
+
+    def __init__(self, settings: tuple[Settings, bool], *, accepting: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self._settings, compress = settings
+        self.router = Router(with_connection=accepting)
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.endings: list[Exception] = []
+        self.link: Any = None
+        self.connection = Connection(
+            Shared.of(loop),
+            loop,
+            self,
+            self.router,
+            self._settings,
+            first_id=ACCEPTING if accepting else CONNECTING,
+            address="server" if accepting else "client",
+        )
+        protocol = self.connection.protocol
+        if accepting:
+            protocol.accept(
+                ServerLogin(
+                    protocol.send_login,
+                    capabilities=self._settings.capabilities,
+                    nonce="n" * 24,
+                    mock_secret=bytes(32),
+                    anonymous=True,
+                    compress=compress,
+                )
+            )
+        else:
+            protocol.open(
+                ClientLogin(
+                    protocol.send_login,
+                    capabilities=self._settings.capabilities,
+                    nonce="n" * 24,
+                    user=None,
+                    agent="client/1",
+                    compress=compress,
+                )
+            )
+
+    # Handlers.
+
+    def rpc(self, name: Any = None, *, timeout: float | None = None, thread: bool | None = None):
+        """Register a method, as `@server.rpc` does."""
+        return self.router.method_decorator(name, timeout=timeout, extra="forbid", thread=thread)
+
+    def on(self, name: str, *, concurrent: bool = False, thread: bool | None = None):
+        """Register a handler for messages, as `@server.on` does."""
+        return self.router.message_decorator(name, concurrent=concurrent, thread=thread)
+
+    # What a test does.
+
+    def call(self, method: str, args: Any = None, **options: Any) -> Any:
+        """Call the other side."""
+        return self.connection.rpc.call(method, args, **options)
+
+    def start(self, method: str, args: Any = None, **options: Any) -> asyncio.Future[Any]:
+        """Call the other side in a task of its own."""
+        return asyncio.ensure_future(self.call(method, args, **options))
+
+    def write(self, type: FrameType, id: int, body: Any, flags: int = SEQUENCED) -> None:
+        """Send a frame that the library would not send by itself."""
+        self.connection.protocol.send(word(type, flags), id, msgpack.packb(body))
+        self.connection.flush()
+
+    # What the connection calls.
+
+    def asked(
+        self, connection: Connection, event: VerifierNeeded | KeysNeeded | WelcomeNeeded
+    ) -> None:
+        assert isinstance(event, WelcomeNeeded)
+        connection.introduce(Session(b"s" * 16, b"e" * 8))
+        connection.welcome("server", "2")
+
+    def opened(self, connection: Connection) -> None:
+        self.ready.set_result(None)
+
+    def ended(self, connection: Connection, error: Exception) -> None:
+        self.endings.append(error)
+        if not self.ready.done():
+            self.ready.set_exception(error)
+
+
+class Pair:
+    """A client and a server that are joined, logged in and, in the end, closed.
+
+    Attributes:
+        client: The side that connects.
+        server: The side that accepts.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: tuple[Settings, bool] | None = None,
+        server: tuple[Settings, bool] | None = None,
+    ) -> None:
+        self.client = Side(client or settings(), accepting=False)
+        self.server = Side(server or settings(), accepting=True)
+
+    async def join(self) -> None:
+        """Make the link, and nothing more."""
+        ends = [MemoryLink(side.connection) for side in (self.client, self.server)]
+        self.client.link, self.server.link = ends
+        ends[0].peer, ends[1].peer = ends[1], ends[0]
+        for side in (self.server, self.client):
+            side.connection.link_made(side.link)
+
+    async def __aenter__(self: P) -> P:
+        await self.join()
+        await within(asyncio.gather(self.client.ready, self.server.ready))
+        await turns()
+        for side in (self.client, self.server):
+            if isinstance(side.link, MemoryLink):
+                side.link.writes.clear()  # the login is over and of no interest
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for side in (self.client, self.server):
+            if isinstance(side.link, MemoryLink):
+                side.link.flow()
+        for side in (self.client, self.server):
+            await within(side.connection.close())
+
+
+class SocketPair(Pair):
+    """The same over two real sockets."""
+
+    async def join(self) -> None:
+        """Make the link, and nothing more."""
+        loop = asyncio.get_running_loop()
+        for side, end in zip((self.server, self.client), socket.socketpair(), strict=True):
+            end.setblocking(False)
+            connection = side.connection
+            _, side.link = await loop.create_connection(
+                lambda made=connection: SocketLink(Shared.of(loop), lambda link, transport: made),
+                sock=end,
+            )
