@@ -289,7 +289,7 @@ class Client:
             self.rpc.use(self._call)
             if connection is not None and not connection.closed:
                 gone = ConnectionClosed("the login was given up")
-                connection.fail(gone, CloseCode.NORMAL, gone.reason)
+                connection.fail(gone, CloseCode.NORMAL, gone.reason, abort=True)
             raise
         finally:
             self._login = None

@@ -27,7 +27,10 @@ UserLookup = Callable[[str], Awaitable["str | None"]]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    # An error must not show the password that it complains about.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
 
 class TLS(_Model):

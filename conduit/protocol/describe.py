@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from ..exceptions import ProtocolError, RPCError
-from .frames import COMPRESSED, HEADER, HEADER_SIZE, PRIORITY, REPLY, SEQUENCED, type_name
+from .frames import COMPRESSED, HEADER, HEADER_SIZE, MAGIC, PRIORITY, REPLY, SEQUENCED, type_name
 from .payload import decode, inflate
 
 __all__ = ["FrameCutter", "describe"]
@@ -29,8 +29,10 @@ def describe(frame: bytes) -> tuple[str, str]:
     in the hex: whoever reads a log must not be able to start guessing the password.
 
     Args:
-        frame: Header and payload, in whole.
+        frame: Header and payload, in whole; or bytes that are no frame.
     """
+    if not frame.startswith(MAGIC) or len(frame) < HEADER_SIZE:
+        return f"({len(frame)} bytes that are no frame)", _hex(frame)
     first, size, id, _, number = HEADER.unpack_from(frame)
     type, flags = first >> 16 & 0xFF, first & 0xFFFF
     name, payload = type_name(type), frame[HEADER_SIZE:]
@@ -48,17 +50,22 @@ def describe(frame: bytes) -> tuple[str, str]:
         parts.append(text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)")
     if secret:
         return " ".join(parts), f"{frame[:HEADER_SIZE].hex()} ({size} bytes masked)"
-    dump = frame[:HEX_SHOWN].hex()
-    if len(frame) > HEX_SHOWN:
-        dump += f"... ({len(frame)} bytes)"
-    return " ".join(parts), dump
+    return " ".join(parts), _hex(frame)
+
+
+def _hex(data: bytes) -> str:
+    dump = data[:HEX_SHOWN].hex()
+    return dump if len(data) <= HEX_SHOWN else f"{dump}... ({len(data)} bytes)"
 
 
 def _payload(payload: bytes, flags: int) -> str:
     try:
         if flags & COMPRESSED:
             payload = inflate(payload, 64 * 1024 * 1024)
-        return repr(decode(payload))
+        body = decode(payload)
+        if isinstance(body, dict) and isinstance(body.get("caps"), bytes):
+            body["caps"] = decode(body["caps"])
+        return repr(body)
     except (ProtocolError, RPCError) as exc:
         return f"({exc})"
 
@@ -72,14 +79,17 @@ class FrameCutter:
         self._kept = b""
 
     def cut(self, data: bytes) -> list[bytes]:
-        """Return the frames that the data completes."""
+        """Return the frames that the data completes, and what is no frame as it came."""
         data = self._kept + data
         frames = []
-        while len(data) >= HEADER_SIZE:
+        while len(data) >= HEADER_SIZE and data.startswith(MAGIC):
             size = HEADER_SIZE + HEADER.unpack_from(data)[1]
             if len(data) < size:
                 break
             frames.append(data[:size])
             data = data[size:]
+        if data and not MAGIC.startswith(data[:4]) and not data.startswith(MAGIC):
+            frames.append(data)
+            data = b""
         self._kept = data
         return frames

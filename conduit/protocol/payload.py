@@ -219,7 +219,10 @@ def plain(value: Any) -> Any:
 
     Raises:
         TypeError: The type cannot be sent.
+        OverflowError: It is an integer beyond 64 bits.
     """
+    if isinstance(value, int):
+        raise OverflowError(f"cannot send an integer of {value.bit_length()} bits; 64 are the most")
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):

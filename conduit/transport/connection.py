@@ -348,9 +348,16 @@ class Connection:
         """Why the connection is over."""
         return self._error
 
-    def fail(self, error: Exception, code: int, reason: str) -> None:
-        """End the connection for a reason that the owner has found."""
-        self._close(ConnectionClosed(reason, code=code), error)
+    def fail(self, error: Exception, code: int, reason: str, *, abort: bool = False) -> None:
+        """End the connection for a reason that the owner has found.
+
+        Args:
+            error: What the owner is told by `ended`.
+            code: The close code for the peer.
+            reason: The same in words.
+            abort: Close at once, and do not wait until the peer has read it.
+        """
+        self._close(ConnectionClosed(reason, code=code), error, abort=abort)
 
     # What the link calls.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from .connection import Connection
 from .loop import Shared
@@ -97,12 +97,15 @@ class SocketLink(asyncio.BufferedProtocol):
         self._writable = False
         if transport.is_closing():
             return
-        if transport.can_write_eof():
-            transport.write_eof()
-            loop: Any = asyncio.get_running_loop()
-            self._linger = loop.call_later(LINGER, transport.abort)
-        else:
+        if not transport.can_write_eof():
             transport.close()
+            return
+        try:
+            transport.write_eof()
+        except OSError:  # the peer has reset the connection already
+            transport.abort()
+        else:
+            self._linger = asyncio.get_running_loop().call_later(LINGER, transport.abort)
 
     def abort(self) -> None:
         """Close at once and forget what is unsent."""

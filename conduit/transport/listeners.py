@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 import struct
@@ -164,6 +165,8 @@ async def connect(
         except ssl.SSLError as exc:
             raise _explained_tls(exc, address) from exc
         except OSError as exc:
+            if tls is not None and not exc.errno:
+                raise _explained_tls(exc, address) from exc
             failure = failure or exc
         else:
             return made[0]
@@ -196,7 +199,7 @@ _HINTS: dict[type[OSError], str] = {
 
 def _explained(exc: OSError, what: str) -> OSError:
     """Return the same kind of error with a text that names the address and what to do."""
-    text = exc.strerror or str(exc)
+    text = os.strerror(exc.errno) if exc.errno else str(exc) or type(exc).__name__
     hint = _HINTS.get(type(exc), "")
     if "already in use" in text.lower() or exc.errno == 98:
         hint = "another program listens there; stop it, or choose another port (0 takes a free one)"
@@ -204,11 +207,11 @@ def _explained(exc: OSError, what: str) -> OSError:
     return type(exc)(exc.errno, "; ".join(parts))
 
 
-def _explained_tls(exc: ssl.SSLError, address: Address) -> ssl.SSLError:
+def _explained_tls(exc: OSError, address: Address) -> OSError:
+    """Return an error that says what to check when TLS does not come about."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         hint = "name the authority with TLS(ca=...) or the server with TLS(server_name=...)"
     else:
         hint = "does the server speak TLS on this port?"
-    error = type(exc)(exc.errno or 1, f"TLS with {address} failed: {exc.reason or exc}; {hint}")
-    error.reason = exc.reason
-    return error
+    reason = getattr(exc, "reason", None) or str(exc) or "the peer closed the connection"
+    return type(exc)(exc.errno or 1, f"TLS with {address} failed: {reason}; {hint}")

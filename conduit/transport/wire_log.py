@@ -13,12 +13,17 @@ logger = logging.getLogger("conduit.wire")
 
 
 class WireLog:
-    """Two lines for each frame: what it says, and its bytes. `>` is out, `<` is in."""
+    """Two lines for each frame: what it says, and its bytes.
 
-    __slots__ = ("_address", "_in", "_out")
+    `>` is out, `<` is in. The record's attribute `peer` is the address of the other side, which a
+    formatter shows with `%(peer)s`.
+    """
+
+    __slots__ = ("_in", "_out", "_peer")
 
     def __init__(self, address: Any) -> None:
-        self._address = address
+        host_and_port = isinstance(address, tuple) and len(address) >= 2
+        self._peer = f"{address[0]}:{address[1]}" if host_and_port else "peer"
         self._in = FrameCutter()
         self._out = FrameCutter()
 
@@ -33,4 +38,4 @@ class WireLog:
     def _log(self, direction: str, frames: list[bytes]) -> None:
         for frame in frames:
             line, dump = describe(frame)
-            logger.debug("%s %s\n    %s", direction, line, dump)
+            logger.debug("%s %s\n    %s", direction, line, dump, extra={"peer": self._peer})

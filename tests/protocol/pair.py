@@ -48,6 +48,7 @@ SESSION_ID = bytes(range(16))
 EPOCH = bytes(range(0xF0, 0xF8))
 SALT = b64decode(VERIFIER.split(":")[1].split("$")[0])
 HEARTBEAT = (30.0, 90.0)
+DEFAULTS = Capabilities()
 
 keys_of = functools.cache(derive_keys)
 
@@ -153,7 +154,7 @@ def make_client(clock: Callable[[], int] | None = None, **options: Any) -> CNDT:
     peer = CNDT(clock=clock or Clock(), **({"allocate": allocate} if allocate else {}))
     fields: dict[str, Any] = {
         "send": peer.send_login,
-        "capabilities": Capabilities(),
+        "capabilities": DEFAULTS,
         "nonce": CLIENT_NONCE,
         "user": USER,
         "agent": "conduit-py/1.0",
@@ -169,7 +170,7 @@ def make_server(clock: Callable[[], int] | None = None, **options: Any) -> CNDT:
     allocate = options.pop("allocate", None)
     peer = CNDT(clock=clock or Clock(), **({"allocate": allocate} if allocate else {}))
     fields: dict[str, Any] = {
-        "capabilities": Capabilities(),
+        "capabilities": DEFAULTS,
         "nonce": SERVER_NONCE,
         "mock_secret": b"m" * 32,
         "mock_iterations": ITERATIONS,
@@ -306,8 +307,8 @@ class Login(NamedTuple):
 
 
 @functools.cache
-def login_frames() -> Login:
-    pair = Pair().run()
+def login_frames(client: Capabilities = DEFAULTS, server: Capabilities = DEFAULTS) -> Login:
+    pair = Pair(client={"capabilities": client}, server={"capabilities": server}).run()
     (request, response), (challenge, success) = map(
         frames_of, (pair.client.wrote, pair.server.wrote)
     )
@@ -331,7 +332,8 @@ STATES = [
 
 def server_in(state: State, clock: Callable[[], int] | None = None, **options: Any) -> CNDT:
     """Return a server that has come to a state, all that it wrote taken."""
-    server, login = make_server(clock, **options), login_frames()
+    server = make_server(clock, **options)
+    login = login_frames(server=options.get("capabilities", DEFAULTS))
     steps: list[Callable[[], object]] = [
         lambda: server.receive(login.request),
         lambda: server.verifier_found(verifier_of(PASSWORD)),
@@ -343,7 +345,8 @@ def server_in(state: State, clock: Callable[[], int] | None = None, **options: A
 
 def client_in(state: State, clock: Callable[[], int] | None = None, **options: Any) -> CNDT:
     """Return a client that has come to a state, all that it wrote taken."""
-    client, login = make_client(clock, **options), login_frames()
+    client = make_client(clock, **options)
+    login = login_frames(client=options.get("capabilities", DEFAULTS))
     steps: list[Callable[[], object]] = [
         lambda: client.receive(login.challenge),
         lambda: client.keys_derived(keys_of(PASSWORD, SALT, ITERATIONS)),
