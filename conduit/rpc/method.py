@@ -21,7 +21,7 @@ from ..exceptions import InvalidParams
 from ..transport.connection import Connection
 from ..transport.serving import Response
 
-__all__ = ["MessageHandler", "Method"]
+__all__ = ["Kind", "MessageHandler", "Method"]
 
 ERRORS_SHOWN = 10
 MESSAGE_SHOWN = 200

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from ..exceptions import MethodNotFound
 from ..transport.calls import NAME_BYTES
-from .method import MessageHandler, Method
+from ..transport.serving import Handler
+from .method import Kind, MessageHandler, Method
 
 __all__ = ["Router"]
 
@@ -17,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 BUILT_IN = "conduit."
 """Names that begin so belong to conduit."""
+DISCOVER = f"{BUILT_IN}discover"
 SUGGESTED_FROM = 256
 SUGGESTED_LENGTH = 64
 
@@ -34,9 +36,8 @@ class Router:
 
     def __init__(self, *, with_connection: bool) -> None:
         self._with_connection = with_connection
-        self.methods: dict[str, Method] = {}
+        self.methods: dict[str, Handler] = {DISCOVER: _Discovery(self)}
         self.messages: dict[str, MessageHandler] = {}
-        self.methods["conduit.discover"] = Method(self._discover, "conduit.discover", thread=False)
 
     def add_method(
         self,
@@ -108,8 +109,9 @@ class Router:
 
     def unknown_method(self, name: str) -> MethodNotFound:
         """Return the error for a name that is not there, with the nearest that is."""
-        nearest = _nearest(name, (one for one in self.methods if not one.startswith(BUILT_IN)))
-        hint = f"; did you mean {self.methods[nearest].signature}?" if nearest else ""
+        known = {method.name: method for method in self.described()}
+        nearest = _nearest(name, known)
+        hint = f"; did you mean {known[nearest].signature}?" if nearest else ""
         return MethodNotFound(
             f"no method {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
         )
@@ -122,13 +124,26 @@ class Router:
             f"no handler for message {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
         )
 
-    def _discover(self) -> list[dict[str, Any]]:
-        """Describe every method."""
-        return [
-            method.describe()
-            for name, method in self.methods.items()
-            if not name.startswith(BUILT_IN)
-        ]
+    def described(self) -> Iterator[Method]:
+        """Yield the methods of the application, in the order in which they were registered."""
+        return (method for method in self.methods.values() if isinstance(method, Method))
+
+
+class _Discovery:
+    """The built-in method that tells what can be called."""
+
+    name = DISCOVER
+    kind: Kind = "inline"
+    timeout: float | None = None
+    concurrent = True
+    finish: Callable[[Any], Any] | None = None
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    def start(self, data: Any, connection: Any) -> Any:
+        """Describe every method; parameters are ignored."""
+        return [method.describe() for method in self._router.described()]
 
 
 def _check_name(name: str, taken: dict[str, Any]) -> None:

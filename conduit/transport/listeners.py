@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -177,6 +178,11 @@ async def connect(
 async def _resolve(
     loop: asyncio.AbstractEventLoop, address: Address, family: int, flags: int = 0
 ) -> list[Any]:
+    for kind in (socket.AF_INET, socket.AF_INET6):
+        # An address needs no lookup, which would go through a thread.
+        with contextlib.suppress(OSError):
+            socket.inet_pton(kind, address.host)
+            return [(kind, socket.SOCK_STREAM, 0, "", (address.host, address.port))]
     try:
         return list(
             await loop.getaddrinfo(

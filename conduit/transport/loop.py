@@ -99,7 +99,7 @@ class Shared:
             self._arm()
 
     def leave(self, member: Member) -> None:
-        """Count a connection out; with the last one the timer, buffers and the spare Task go."""
+        """Count a connection out; with the last one the timer and the spare Task go."""
         self._members.discard(member)
         if not self._members:
             if self._beat_timer is not None:
@@ -107,7 +107,6 @@ class Shared:
                 self._beat_timer = None
             self.starter.release()
             self._spare = None
-            self._all.pop(self._loop, None)
 
     def _arm(self) -> None:
         self._due = self._loop.time() + self._period

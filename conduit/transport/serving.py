@@ -70,8 +70,12 @@ class Handler(Protocol):
     finish: Callable[[Any], Any] | None
     """Checks the result and turns it into plain data; None when there is nothing to check."""
 
-    def start(self, data: Any, connection: Any) -> Any:
-        """Validate the data and return the coroutine, the function for a thread, or the result."""
+    @property
+    def start(self) -> Callable[[Any, Any], Any]:
+        """Validates the data for a connection, and returns by `kind` the coroutine, the function
+        that is to run in a thread, or the result.
+        """
+        ...
 
 
 class Routes(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +22,9 @@ from conduit.protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from conduit.protocol.frames import Frame, FrameType, word
+from conduit.protocol.frames import Frame, word
 from conduit.protocol.login import ANONYMOUS
-from conduit.protocol.scram import MECHANISM, MECHANISM_PLUS
+from conduit.protocol.scram import MECHANISM, MECHANISM_PLUS, transcript_digest
 from tests.golden_frames import CLIENT_NONCE, ITERATIONS, SERVER_NONCE
 from tests.protocol.pair import (
     HEARTBEAT,
@@ -211,7 +210,6 @@ def test_without_a_password() -> None:
 
 
 def test_an_anonymous_server_may_leave_its_capabilities_out() -> None:
-    pair = Pair(**ANONYMOUS_PAIR, change=rewrite(AUTH_SUCCESS, lambda value: value.pop("caps")))
     change = rewrite(AUTH_SUCCESS, lambda value: {k: v for k, v in value.items() if k != "caps"})
     pair = Pair(**ANONYMOUS_PAIR, change=change).log_in()
     assert pair.client.peer.peer.capabilities == Capabilities()
@@ -532,16 +530,17 @@ def test_a_proof_that_was_changed_is_refused(old: str, new: str) -> None:
 
 
 def test_a_recorded_proof_is_worth_nothing() -> None:
-    server = server_in(State.AWAIT_PROOF)
-    other = make_server(nonce="y" * 24)
-    assert [type(event) for event in feed(server, login_frames().response)] == [WelcomeNeeded]
-    pair = Pair(server={"nonce": "y" * 24}, change=replay(login_frames().response))
+    """It fits the nonce of one connection of the server, and no other."""
+    recorded = login_frames().response
+    assert [type(event) for event in feed(server_in(State.AWAIT_PROOF), recorded)] == [
+        WelcomeNeeded
+    ]
+
+    def replay(sender: str, data: bytes) -> bytes:
+        return recorded if data[5] == AUTH_RESPONSE else data
+
+    pair = Pair(server={"nonce": "y" * 24}, change=replay)
     assert refused_with(pair).code == "invalid_credentials"
-    assert other.state is State.AWAIT_REQUEST
-
-
-def replay(recorded: bytes) -> Change:
-    return lambda sender, data: recorded if data[5] == AUTH_RESPONSE else data
 
 
 @pytest.mark.parametrize("new", ["v=" + b64(bytes(32)), "v=", "v=!", "e=other-error", "", "x=y"])
@@ -628,9 +627,7 @@ FAILURE: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("type", "state"), [(AUTH_REQUEST, State.AWAIT_REQUEST), (AUTH_RESPONSE, State.AWAIT_PROOF)]
 )
-def test_a_request_that_is_no_map_is_a_bad_request(
-    type: int, state: State, payload: bytes
-) -> None:
+def test_a_request_that_is_no_map_is_a_bad_request(type: int, state: State, payload: bytes) -> None:
     assert bad_request(server_in(state), type, payload) == "bad_request"
 
 
@@ -643,9 +640,7 @@ def test_a_request_that_is_no_map_is_a_bad_request(
         (AUTH_FAILURE, State.AWAIT_CHALLENGE),
     ],
 )
-def test_an_answer_that_is_no_map_ends_the_login(
-    type: int, state: State, payload: bytes
-) -> None:
+def test_an_answer_that_is_no_map_ends_the_login(type: int, state: State, payload: bytes) -> None:
     given_up(client_in(state), type, payload)
 
 
@@ -726,23 +721,19 @@ def test_text_of_the_response_must_be_text(wrong: Any) -> None:
     ],
 )
 def test_a_malformed_challenge_ends_the_login(key: str, wrong: Any) -> None:
-    given_up(client_in(State.AWAIT_CHALLENGE), AUTH_CHALLENGE, pack(with_key(CHALLENGE, key, wrong)))
+    given_up(
+        client_in(State.AWAIT_CHALLENGE), AUTH_CHALLENGE, pack(with_key(CHALLENGE, key, wrong))
+    )
 
 
 @pytest.mark.parametrize("caps", [*NO_MAP.values(), pack({"calls": "many"}), pack({"feat": 1})])
 def test_capabilities_that_cannot_be_read_end_the_login(caps: bytes) -> None:
-    """Also when `d` says that nobody changed them."""
-
-    class Broken(Capabilities):
-        """What `pack` makes of it is replaced below, so the digest is made here as well."""
-
-    request = login_frames().request[HEADER.size :]
-    from conduit.protocol.scram import transcript_digest
-
-    scram = re.sub("d=.*", "d=" + transcript_digest(1, request, caps), CHALLENGE["scram"])
-    given_up(
-        client_in(State.AWAIT_CHALLENGE), AUTH_CHALLENGE, pack({"scram": scram, "caps": caps})
-    )
+    """Also when `d` says that nobody changed them on the way."""
+    digest = transcript_digest(1, login_frames().request[HEADER.size :], caps)
+    scram = re.sub("d=.*", "d=" + digest, CHALLENGE["scram"])
+    challenge = pack({"scram": scram, "caps": caps})
+    error = given_up(client_in(State.AWAIT_CHALLENGE), AUTH_CHALLENGE, challenge)
+    assert isinstance(error, ProtocolError)
 
 
 WRONG_SUCCESS: list[tuple[str, Any]] = [
@@ -752,10 +743,6 @@ WRONG_SUCCESS: list[tuple[str, Any]] = [
     *(("hb", value) for value in ([1, 2, 3], [1, "2"], [True, 2], [2.0, 3.0], [-1, 5], [5, 4])),
     *(("session", value) for value in [*WRONG, LEAVE_OUT]),
     *(("session", {**SUCCESS["session"], "id": value}) for value in (None, 1, "text", [], {})),
-    *(("session", {**SUCCESS["session"], "epoch": value}) for value in (None, 1, "text", [], {})),
-    *(("server", value) for value in [*WRONG, LEAVE_OUT] if not isinstance(value, dict)),
-    *(("server", {"name": value, "version": "1"}) for value in (None, 1, b"bin", [], {})),
-    *(("server", {"name": "x", "version": value}) for value in (None, 1, b"bin", [], {})),
 ]
 
 
@@ -763,6 +750,21 @@ WRONG_SUCCESS: list[tuple[str, Any]] = [
 def test_a_malformed_success_ends_the_login(key: str, wrong: Any) -> None:
     payload = pack(with_key(SUCCESS, key, wrong))
     given_up(client_in(State.AWAIT_SUCCESS), AUTH_SUCCESS, payload)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"session": {**SUCCESS["session"], "epoch": 1}},
+        {"server": ["conduit-server", "1.0.0"]},
+        {"server": {"name": 1, "version": "1.0.0"}},
+        {"server": {"name": "conduit-server", "version": None}},
+    ],
+    ids=["epoch", "server", "name", "version"],
+)
+def test_what_a_server_says_of_itself_has_the_types_of_the_page(changes: dict[str, Any]) -> None:
+    client = client_in(State.AWAIT_SUCCESS)
+    given_up(client, AUTH_SUCCESS, pack({**SUCCESS, **changes}))
 
 
 @pytest.mark.parametrize("key", ["name", "version"])
@@ -942,20 +944,6 @@ def test_a_heartbeat_of_0_is_none(milliseconds: list[int]) -> None:
 )
 def test_capabilities_survive_the_wire(capabilities: Capabilities) -> None:
     assert Capabilities.from_map(unpack(pack(capabilities.to_map()))) == capabilities
-
-
-def test_the_challenge_is_readable_base64() -> None:
-    salt = CHALLENGE["scram"].split(",")[1][2:]
-    assert len(base64.b64decode(salt, validate=True)) == 16
-
-
-def test_every_login_frame_is_a_type_of_its_own() -> None:
-    assert [FrameType(raw[5]).name for raw in login_frames()] == [
-        "AUTH_REQUEST",
-        "AUTH_CHALLENGE",
-        "AUTH_RESPONSE",
-        "AUTH_SUCCESS",
-    ]
 
 
 def test_welcome_sets_what_the_client_is_told() -> None:
