@@ -92,19 +92,19 @@ else:
                 BaseException: What the coroutine raised in its first step.
             """
             spare = self._spare
-            if spare is None:
+            if spare is None or spare.cancelled:
                 self._spare = spare = _Carrier(self._loop)
             loop, task, context = self._loop, spare.task, copy_context()
             _enter_task(loop, task)
             try:
                 yielded = context.run(coroutine.send, None)
             except StopIteration as stop:
+                if spare.cancelled:
+                    # It has cancelled itself and gone on to its end, which cancels any Task.
+                    raise asyncio.CancelledError from None
                 return stop.value
             finally:
                 _leave_task(loop, task)
-                # Cancelled while it was lent, or by whoever ends the loop: not to be lent again.
-                if spare.waiter.done() or task._must_cancel:  # type: ignore[attr-defined]
-                    self._spare = None
             self._spare = None
             spare.carry(coroutine, context, yielded)
             return Suspended(task)
@@ -118,42 +118,67 @@ else:
     class _Carrier(Coroutine[Any, Any, Any]):
         """The body of a spare Task: waits until it is given a suspended coroutine to carry on."""
 
-        __slots__ = ("_context", "_coroutine", "_resumed", "_yielded", "task", "waiter")
+        __slots__ = (
+            "_accepted",
+            "_context",
+            "_coroutine",
+            "_resumed",
+            "_waiter",
+            "_yielded",
+            "task",
+        )
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-            self.waiter: asyncio.Future[None] = loop.create_future()
+            self._waiter: asyncio.Future[None] = loop.create_future()
             self._coroutine: Coroutine[Any, Any, Any] | None = None
             self._context: Context | None = None
             self._yielded: Any = None
+            self._accepted = False
             self._resumed = False
             self.task: asyncio.Task[Any] = loop.create_task(self)
+
+        @property
+        def cancelled(self) -> bool:
+            """Whether the Task was cancelled, by whom it was lent to or by who ends the loop."""
+            return self._waiter.done() or self.task._must_cancel  # type: ignore[attr-defined]
 
         def carry(
             self, coroutine: Coroutine[Any, Any, Any], context: Context, yielded: Any
         ) -> None:
             self._coroutine, self._context, self._yielded = coroutine, context, yielded
-            if not self.waiter.done():
-                self.waiter.set_result(None)
+            if getattr(yielded, "_asyncio_future_blocking", False):
+                # Accepted at once, as a Task would, or nobody else could wait for it until then.
+                self._accepted = True
+                yielded._asyncio_future_blocking = False
+            if not self._waiter.done():
+                self._waiter.set_result(None)
 
         def send(self, value: Any) -> Any:
             if self._coroutine is None:
-                return next(self.waiter.__await__())
+                return next(self._waiter.__await__())
             if not self._resumed:
-                # The Task now waits for what the coroutine waits for.
-                self._resumed = True
-                return self._yielded
+                return self._take_over()
             assert self._context is not None
             return self._context.run(self._coroutine.send, value)
+
+        def _take_over(self) -> Any:
+            """Return what the coroutine waits for, which the Task waits for from now on."""
+            self._resumed = True
+            yielded, self._yielded = self._yielded, None
+            if self._accepted:
+                yielded._asyncio_future_blocking = True
+            return yielded
 
         def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
             error = typ if val is None else val
             if self._coroutine is None:
+                self._waiter.cancel()
                 raise error
             if not self._resumed:
                 # Cancelled before it waited: cancel what the coroutine waits for, as a Task would.
-                self._resumed = True
-                if self._yielded is not None and self._yielded.cancel():
-                    return self._yielded
+                waits_for = self._take_over()
+                if self._accepted and waits_for.cancel(*error.args):
+                    return waits_for
             assert self._context is not None
             return self._context.run(self._coroutine.throw, error)
 
