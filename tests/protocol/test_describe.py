@@ -75,6 +75,21 @@ def test_golden_frames_of_the_login_show_no_secret(name: str) -> None:
     assert "default" in line or name not in ("auth_request", "auth_success")  # but it is readable
 
 
+@pytest.mark.parametrize("name", ["auth_request", "auth_challenge"])
+def test_capabilities_are_readable(name: str) -> None:
+    """The server packs them twice, so that they can be hashed as they are."""
+    assert "'caps': {" in describe(GOLDEN[name].raw)[0]
+    assert "'frame_max': 1048576" in describe(GOLDEN[name].raw)[0]
+
+
+@pytest.mark.parametrize("caps", [b"", b"\xc1", b"\x91" * 300, pack({1: 2}), b"s=" + SALT.encode()])
+def test_capabilities_that_cannot_be_read_are_described(caps: bytes) -> None:
+    line, _ = describe(frame(AUTH_CHALLENGE, id=1, payload=pack({"scram": "x", "caps": caps})))
+    assert line.startswith("AUTH_CHALLENGE id=1 [")
+    assert line.isprintable()
+    assert_no_secret(line, SECRETS)
+
+
 def test_golden_compressed_frame_is_inflated_and_cut() -> None:
     line, _ = describe(GOLDEN["compressed"].raw)
     assert "['log', 'aaa" in line
@@ -176,9 +191,9 @@ def test_a_compressed_payload_that_is_damaged_is_described(packed: bytes) -> Non
 
 
 def test_a_payload_that_is_nested_deeply_is_described() -> None:
-    payload = b"\x91" * 950 + b"\xc0"
+    payload = b"\x91" * 1000 + b"\xc0"
     line, _ = describe(frame(MESSAGE, PRIORITY, 0, payload))
-    assert line.startswith("MESSAGE PRIORITY id=0 [32+951 bytes]")
+    assert line.startswith("MESSAGE PRIORITY id=0 [32+1001 bytes]")
 
 
 def test_unknown_types_have_their_number() -> None:
@@ -208,3 +223,28 @@ def test_a_stream_is_cut_into_its_frames(split: Split) -> None:
     cut = [raw for piece in split(b"".join(frames)) for raw in cutter.cut(piece)]
     assert cut == frames
     assert cutter.cut(b"") == []
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b"CNDX" * 20, b"CX", bytes(100)]
+)
+@pytest.mark.parametrize("split", [whole, byte_by_byte])
+@pytest.mark.parametrize("before", [b"", GOLDEN["message"].raw])
+def test_what_is_no_frame_is_shown_as_it_came(split: Split, garbage: bytes, before: bytes) -> None:
+    cutter = FrameCutter()
+    cut = [raw for piece in split(before + garbage) for raw in cutter.cut(piece)]
+    assert b"".join(cut) == before + garbage
+    for raw in cut[1 if before else 0 :]:
+        line, dump = describe(raw)
+        assert line == f"({len(raw)} bytes that are no frame)"
+        assert dump == raw.hex()
+
+
+@pytest.mark.parametrize("data", [b"", b"C", b"CNDT", b"CNDT\x01" + bytes(26)])
+def test_what_may_become_a_frame_waits(data: bytes) -> None:
+    cutter = FrameCutter()
+    raw = GOLDEN["ping"].raw
+    start = raw[: len(data)]
+    assert cutter.cut(start) == []
+    assert cutter.cut(raw[len(data) :]) == [raw]
+    assert describe(data)[0] == f"({len(data)} bytes that are no frame)"

@@ -1,4 +1,4 @@
-"""MessagePack in and out: plain values survive, hostile bytes cost little and raise what they may."""
+"""MessagePack in and out: plain values survive, hostile bytes cost little and are refused."""
 
 from __future__ import annotations
 
@@ -202,8 +202,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("element", BOMBS.values(), ids=BOMBS)
 def test_element_bombs_are_refused(element: bytes) -> None:
-    """A megabyte of these would make a hundred of objects."""
-    count = 1_000_000 // len(element)
+    """Of these a megabyte would make a hundred of objects."""
+    count = 450_000 // len(element)
     payload = b"\xdd" + count.to_bytes(4, "big") + element * count
     with bounded(40_000_000), pytest.raises(PayloadTooLarge, match="100000 lists and maps"):
         decode(payload)

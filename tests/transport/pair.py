@@ -123,8 +123,8 @@ class MemoryLink:
     """One end of a link; what is written to it is received by the connection at the other end.
 
     It keeps the manners of a socket's transport: bytes arrive in a later turn of the loop, a full
-    buffer pauses the connection, the buffer is flushed before an orderly end, writing after
-    `finish` is an error and writing to a link that is gone goes nowhere.
+    buffer pauses the connection, the buffer is flushed before an orderly end, and what is written
+    after the end goes nowhere.
 
     Attributes:
         writes: Every chunk that was written.
@@ -155,10 +155,8 @@ class MemoryLink:
     # What the connection calls.
 
     def write(self, data: bytes) -> None:
-        if self._closing:
+        if self._closing or self._finished:
             return
-        if self._finished:
-            raise RuntimeError("cannot write after the end")
         self.writes.append(bytes(data))
         self._buffer.append(bytes(data))
         self._size += len(data)
@@ -228,13 +226,7 @@ class MemoryLink:
         if self._stalled or self.lost:
             return
         if self._buffer:
-            data = b"".join(self._buffer)
-            self._buffer.clear()
-            now = data[: self.split or READ]
-            if len(now) < len(data):
-                self._buffer.append(data[len(now) :])
-            self._size = len(data) - len(now)
-            self.peer._arrive(self._without_drops(now))
+            self.peer._arrive(self._without_drops(self._take()))
             if self._paused and self._size <= HIGH // 4:
                 self._paused = False
                 self.connection.resume_writing()
@@ -245,6 +237,20 @@ class MemoryLink:
             self.peer._ended()
         elif self._finished:
             self.peer._ended()
+
+    def _take(self) -> bytes:
+        """Return what arrives at once."""
+        most = self.split or READ
+        taken, size = [], 0
+        while self._buffer and size < most:
+            chunk = self._buffer.popleft()
+            if size + len(chunk) > most:
+                self._buffer.appendleft(chunk[most - size :])
+                chunk = chunk[: most - size]
+            taken.append(chunk)
+            size += len(chunk)
+        self._size -= size
+        return b"".join(taken)
 
     def _without_drops(self, data: bytes) -> bytes:
         if not self.drops and not self._rest:

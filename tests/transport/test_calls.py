@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import MappingProxyType
 from typing import Any
 
@@ -117,22 +117,23 @@ async def test_512_tasks_share_256_slots(pair_of: type[Pair]) -> None:
         assert 200 < busiest <= 256
 
 
-@pytest.mark.parametrize("kind", ["bytes", "text"])
-@pytest.mark.parametrize("pair_of", [Pair, SocketPair])
+@pytest.mark.parametrize(
+    "pair_of, value",
+    [(Pair, bytes(1_048_000)), (SocketPair, bytes(1_048_000)), (SocketPair, "x" * 1_048_000)],
+    ids=["memory, bytes", "sockets, bytes", "sockets, text"],
+)
 async def test_two_peers_that_call_each_other_through_a_full_pipe_do_not_deadlock(
-    pair_of: type[Pair], kind: str
+    pair_of: type[Pair], value: Any
 ) -> None:
     async with pair_of() as pair:
-        value = bytes(1_000_000) if kind == "bytes" else "x" * 1_000_000
         for side in (pair.client, pair.server):
 
-            @side.rpc
-            async def echo(value: Any) -> Any:
+            @side.rpc(thread=False)
+            def echo(value: Any) -> Any:
                 return value
 
-        both = [side.call("echo", [value]) for side in (pair.client, pair.server)] * 1
-        both += [side.call("echo", [value]) for side in (pair.client, pair.server) * 39]
-        answers = await within(asyncio.gather(*both), 20)
+        sides = [pair.client, pair.server] * 40
+        answers = await within(asyncio.gather(*(side.call("echo", [value]) for side in sides)), 20)
         assert len(answers) == 80 and all(answer == value for answer in answers)
 
 
@@ -285,7 +286,7 @@ async def test_arguments_may_have_exactly_the_size_that_the_peer_accepts() -> No
         async def take(body: bytes) -> int:
             return len(body)
 
-        most = 10_000 - len(msgpack.packb([b""])) - 2  # a bin 16 has a longer header than a bin 8
+        most = 10_000 - len(msgpack.packb([bytes(1000)])) + 1000
         assert await within(pair.client.call("take", [bytes(most)])) == most
         with pytest.raises(PayloadTooLarge, match=r"10001 bytes.*10000.*max_payload"):
             await within(pair.client.call("take", [bytes(most + 1)]))
@@ -457,6 +458,16 @@ async def full_house(count: int = 1) -> AsyncIterator[tuple[Pair, Gate, list[asy
         gate.came.clear()
         yield pair, gate, inside
         gate.open()
+        await within(asyncio.gather(*inside, return_exceptions=True))
+
+
+async def answer_arrives(pair: Pair, gate: Gate, then: Callable[[], object]) -> None:
+    """Let the first call be answered, and do something before the next in line has run."""
+    pair.server.link.stall()
+    gate.open("inside 0")
+    await until(lambda: pair.server.link.sent(FrameType.RPC_RESPONSE))
+    pair.server.link.flow()
+    asyncio.get_running_loop().call_soon(then)
 
 
 async def test_first_come_first_served() -> None:
@@ -470,13 +481,14 @@ async def test_first_come_first_served() -> None:
 
 
 async def test_one_that_comes_when_there_is_room_does_not_overtake_the_line() -> None:
-    async with full_house() as (pair, gate, inside):
+    async with full_house() as (pair, gate, _):
         waiting = pair.client.start("hold", ["waiting"])
+        late: list[asyncio.Future[Any]] = []
         await turns()
-        inside[0].add_done_callback(lambda _: pair.client.start("hold", ["late"]))
+        await answer_arrives(pair, gate, lambda: late.append(pair.client.start("hold", ["late"])))
         gate.open()
         await within(waiting)
-        await until(lambda: len(gate.came) == 2)
+        await within(late[0])
         assert gate.came == ["waiting", "late"]
 
 
@@ -506,26 +518,25 @@ async def test_one_that_leaves_the_line_changes_nothing_for_the_others(how: str)
 
 
 async def test_one_that_is_cancelled_when_its_turn_comes_passes_it_on() -> None:
-    async with full_house() as (pair, gate, inside):
+    async with full_house() as (pair, gate, _):
         calls = [pair.client.start("hold", [number]) for number in range(3)]
         await turns()
-        inside[0].add_done_callback(lambda _: calls[0].cancel())
+        await answer_arrives(pair, gate, calls[0].cancel)
         gate.open()
         assert await within(asyncio.gather(*calls[1:])) == [1, 2]
         assert calls[0].cancelled() and gate.came == [1, 2]
 
 
-async def test_a_full_buffer_in_between_does_not_change_the_order() -> None:
+async def test_a_full_buffer_when_a_turn_comes_does_not_change_the_order() -> None:
     async with full_house() as (pair, gate, inside):
         calls = [pair.client.start("hold", [number]) for number in range(4)]
         await turns()
-        # The moment that a slot is free, there is no room to send. It is the link that says so.
-        inside[0].add_done_callback(lambda _: pair.client.connection.pause_writing())
-        gate.open("inside 0")
+        await answer_arrives(pair, gate, pair.client.connection.pause_writing)  # as its link would
         await within(inside[0])
         await turns()
-        pair.client.connection.resume_writing()
+        assert gate.came == []
         gate.open()
+        pair.client.connection.resume_writing()
         await within(asyncio.wait(calls))
         assert gate.came == [0, 1, 2, 3]
 

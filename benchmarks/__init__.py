@@ -1,0 +1,1 @@
+"""conduit measured beside what its users would take instead; see README.md."""

@@ -1,0 +1,65 @@
+"""conduit itself, with everything switched on.
+
+Login by SCRAM, validation of parameters and results, a deadline on every call, sequence numbers,
+acknowledgement and backpressure: these are its defaults. What is set here only raises limits that
+other workloads than the usual need: 64 MiB values, thousands of connections, 4,096 calls at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conduit import Client, Limits, Server
+
+from .base import HOST, LARGEST, PASSWORD, Contestant, Heard
+
+LIMITS = Limits(max_payload=LARGEST, max_calls=4096)
+
+
+class Conduit(Contestant):
+    async def serve(self, methods: int) -> Any:
+        server = self._server = Server(
+            host=HOST, port=0, password=PASSWORD, max_connections=10_000, limits=LIMITS
+        )
+
+        @server.rpc
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        @server.rpc
+        async def echo(data: bytes) -> bytes:
+            return data
+
+        for number in range(methods):
+            server.rpc(f"method_{number}")(add)
+        await server.start()
+        return server.address
+
+    async def connect(self, address: Any, callers: int, heard: Heard | None) -> Session:
+        host, port = address
+        client = Client(server_host=host, server_port=port, password=PASSWORD, limits=LIMITS)
+        if heard is not None:
+
+            @client.on("tick")
+            async def tick(message: dict[str, int]) -> None:
+                heard(message["n"])
+
+        await client.connect()
+        return Session(client)
+
+    async def broadcast(self, count: int) -> None:
+        for n in range(count):
+            await self._server.broadcast("tick", {"n": n})
+
+
+class Session:
+    def __init__(self, client: Client) -> None:
+        self._rpc = client.rpc.call
+        self.close = client.disconnect
+
+    async def call(self, a: int, b: int) -> int:
+        result: int = await self._rpc("add", {"a": a, "b": b})
+        return result
+
+    async def echo(self, data: bytes) -> Any:
+        return await self._rpc("echo", {"data": data})

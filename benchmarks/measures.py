@@ -1,0 +1,275 @@
+"""How each kind of workload is measured, in the client's process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from .contestants.base import Contestant, Session
+from .workloads import Point
+
+WARM_UP = 0.25
+"""How long calls are made before it counts, as a part of the measured time."""
+TOGETHER = 16
+"""Connections that are opened at the same time."""
+SILENCE = 2.0
+"""Seconds without a broadcast after which the missing ones count as lost."""
+TIMED_CALLERS = 4
+"""How many callers take the time of their calls."""
+
+Result = dict[str, float]
+
+
+class WrongAnswer(Exception):
+    """The server answered something else than it should."""
+
+
+class Clock:
+    """Tells the callers when to stop."""
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        asyncio.get_running_loop().call_later(seconds, self._stop)
+
+    def _stop(self) -> None:
+        self.over = True
+
+
+def cpu_seconds() -> float:
+    """Return the processor time that this process has used, all its threads included."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+class Measure:
+    """One measurement: `prepare`, then `run` once, then `finish`.
+
+    Args:
+        contestant: Who is measured.
+        address: Where its server is.
+        point: What is measured.
+        seconds: For how long.
+    """
+
+    def __init__(self, contestant: Contestant, address: Any, point: Point, seconds: float) -> None:
+        self.contestant = contestant
+        self.address = address
+        self.point = point
+        self.seconds = seconds
+        self.sessions: list[Session] = []
+
+    async def open(self, count: int) -> None:
+        """Open connections and use each of them once."""
+
+        async def open_some(numbers: Iterable[int]) -> None:
+            for _ in numbers:
+                session = await self.connect()
+                self.sessions.append(session)
+                if self.point.kind != "echo":
+                    check(await session.call(1, 2) == 3)
+
+        shared = iter(range(count))
+        await asyncio.gather(*(open_some(shared) for _ in range(min(count, TOGETHER))))
+
+    async def connect(self) -> Session:
+        return await self.contestant.connect(self.address, self.point.callers, None)
+
+    async def prepare(self) -> None:
+        """Connect, and call long enough for caches, pools and branch predictors."""
+        await self.open(self.point.connections)
+        if self.seconds * WARM_UP > 0:
+            await self.work(Clock(self.seconds * WARM_UP), None)
+
+    async def run(self) -> Result:
+        """Measure."""
+        times: list[float] = []
+        cpu, started = cpu_seconds(), time.perf_counter()
+        count = await self.work(Clock(self.seconds), times)
+        elapsed, used = time.perf_counter() - started, cpu_seconds() - cpu
+        result = {"count": count, "rate": self.rate(count, elapsed), "client_cpu": used}
+        if times:
+            times.sort()
+            result["p50"] = times[len(times) // 2] * 1e6
+            result["p99"] = times[len(times) * 99 // 100] * 1e6
+        return result
+
+    def rate(self, count: int, elapsed: float) -> float:
+        return count / elapsed
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        """Do what is measured until the clock is over; return how often it was done."""
+        raise NotImplementedError
+
+    async def finish(self) -> None:
+        """Close the connections."""
+        shared = iter(self.sessions)
+
+        async def close_some() -> None:
+            for session in shared:
+                await session.close()
+
+        await asyncio.gather(*(close_some() for _ in range(TOGETHER)))
+        self.sessions.clear()
+
+
+def check(right: bool) -> None:
+    """Insist that an answer is right."""
+    if not right:
+        raise WrongAnswer
+
+
+async def caller(call: Callable[[int, int], Awaitable[int]], number: int, clock: Clock) -> int:
+    """Await one call after another."""
+    done = 0
+    while not clock.over:
+        if await call(number, done) != number + done:
+            raise WrongAnswer
+        done += 1
+    return done
+
+
+async def timed_caller(
+    call: Callable[[int, int], Awaitable[int]], number: int, clock: Clock, times: list[float]
+) -> int:
+    """Await one call after another and take the time of each."""
+    done = 0
+    now = time.perf_counter
+    while not clock.over:
+        started = now()
+        answer = await call(number, done)
+        times.append(now() - started)
+        if answer != number + done:
+            raise WrongAnswer
+        done += 1
+    return done
+
+
+class Calls(Measure):
+    """Small calls. The floors have a faster client than tasks, and use it."""
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        callers: list[Awaitable[int]] = []
+        for session in self.sessions:
+            pipeline = getattr(session, "pipeline", None)
+            if pipeline is not None:
+                callers.append(pipeline(self.point.callers, clock, times))
+                continue
+            for number in range(self.point.callers):
+                # A few stand for all: they wait in the same queues.
+                if times is not None and len(callers) < TIMED_CALLERS:
+                    callers.append(timed_caller(session.call, number, clock, times))
+                else:
+                    callers.append(caller(session.call, number, clock))
+        return sum(await asyncio.gather(*callers))
+
+
+class Echo(Measure):
+    """Values of random bytes, which nothing can compress.
+
+    Of the answer its length and three places are looked at: comparing all of it would take as long
+    as some contestants need to carry it. Values that follow each other differ everywhere.
+    """
+
+    async def prepare(self) -> None:
+        self._values = [os.urandom(self.point.size) for _ in range(2)]
+        await super().prepare()
+
+    def rate(self, count: int, elapsed: float) -> float:
+        return count * self.point.size / elapsed / 1e6
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        session = self.sessions[0]
+        return sum(
+            await asyncio.gather(*(self._caller(session, clock) for _ in range(self.point.callers)))
+        )
+
+    async def _caller(self, session: Session, clock: Clock) -> int:
+        done, size = 0, self.point.size
+        while not clock.over:
+            value = self._values[done % 2]
+            answer = await session.echo(value)
+            check(len(answer) == size)
+            for start in (0, size // 2, max(0, size - 64)):
+                check(answer[start : start + 64] == value[start : start + 64])
+            done += 1
+        return done
+
+
+class Connect(Measure):
+    """Connections that live for one call, one after another."""
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        done = 0
+        while not clock.over:
+            started = time.perf_counter()
+            session = await self.connect()
+            check(await session.call(done, 1) == done + 1)
+            await session.close()
+            if times is not None:
+                times.append(time.perf_counter() - started)
+            done += 1
+        return done
+
+
+class Idle(Measure):
+    """Connections that do nothing. What they cost is seen from outside, between the two steps."""
+
+    async def prepare(self) -> None:
+        # The first ones make the server allocate what all of them share.
+        await self.open(min(50, self.point.count))
+
+    async def run(self) -> Result:
+        await self.open(self.point.count)
+        await asyncio.sleep(0.5)
+        return {"count": self.point.count, "rate": 0.0, "client_cpu": 0.0}
+
+
+class Broadcast(Measure):
+    """A burst of messages from the server, counted and added up where they arrive."""
+
+    async def prepare(self) -> None:
+        self._count = self._sum = 0
+        await self.open(self.point.connections)
+
+    async def connect(self) -> Session:
+        return await self.contestant.connect(self.address, self.point.callers, self._heard)
+
+    def _heard(self, number: int) -> None:
+        self._count += 1
+        self._sum += number
+        if self._count == self._wanted:
+            self._last = time.monotonic()
+            self._all.set()
+
+    async def run(self) -> Result:
+        point = self.point
+        self._wanted = point.connections * point.count
+        self._all = asyncio.Event()
+        cpu, seen = cpu_seconds(), -1
+        while not self._all.is_set() and seen != self._count:
+            seen, self._last = self._count, time.monotonic()
+            try:
+                await asyncio.wait_for(self._all.wait(), SILENCE)
+            except asyncio.TimeoutError:
+                continue
+        if self._count == self._wanted:
+            check(self._sum == point.connections * point.count * (point.count - 1) // 2)
+        return {
+            "count": self._count,
+            "wanted": self._wanted,
+            "ended": self._last,
+            "client_cpu": cpu_seconds() - cpu,
+        }
+
+
+KINDS: dict[str, type[Measure]] = {
+    "calls": Calls,
+    "echo": Echo,
+    "connect": Connect,
+    "idle": Idle,
+    "broadcast": Broadcast,
+}
