@@ -26,6 +26,7 @@ from .rpc.caller import data
 from .server import Server
 from .transport.connection import Connection
 from .transport.serving import Response
+from .users import hash_password
 
 __version__ = "0.1.0"
 
@@ -56,4 +57,5 @@ __all__ = [
     "Unavailable",
     "data",
     "from_thread",
+    "hash_password",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast, overload
 
 from .descriptors import TLS, Address, ClientDescriptor
-from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError
+from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError, Unavailable
 from .hooks import Hooks
 from .protocol.events import KeysNeeded, VerifierNeeded, WelcomeNeeded
 from .protocol.frames import CloseCode
@@ -41,7 +41,8 @@ LONGEST_DELAY = 30.0
 STEADY = 30.0
 """Seconds that a connection must last before the pauses start from the shortest again."""
 
-_FINAL_CODES = (CloseCode.REFUSED,)
+_FINAL_CODES = (CloseCode.NORMAL, CloseCode.REFUSED)
+"""Close codes by which a server says that it wants this client to stay away."""
 
 
 class Status(enum.Enum):
@@ -189,7 +190,7 @@ class Client:
         self._failures = 0
         try:
             if retry:
-                await self._try_again()
+                await self._try_again(pause=False)
             else:
                 await self._connect_once()
         except BaseException:
@@ -236,7 +237,7 @@ class Client:
         for address in self.descriptor.addresses:
             try:
                 await self._log_in(address)
-            except (OSError, ConnectionClosed) as exc:
+            except (OSError, ConnectionClosed, Unavailable) as exc:
                 failure = failure or exc
             else:
                 return
@@ -400,13 +401,14 @@ class Client:
         else:
             await self._hooks.tell("reconnect", self)
 
-    async def _try_again(self) -> None:
-        """Connect after a random pause that grows with each failure ("full jitter")."""
+    async def _try_again(self, *, pause: bool = True) -> None:
+        """Connect after random pauses that grow with each failure ("full jitter")."""
         descriptor = self.descriptor
         attempt = 0
         while True:
-            longest = min(LONGEST_DELAY, descriptor.reconnect_delay * 2 ** min(self._failures, 16))
-            await asyncio.sleep(random.uniform(0, longest))  # spreads load
+            if pause or attempt:
+                grown = descriptor.reconnect_delay * 2 ** min(self._failures, 16)
+                await asyncio.sleep(random.uniform(0, min(LONGEST_DELAY, grown)))
             attempt += 1
             self._failures += 1
             try:

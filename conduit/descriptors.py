@@ -279,6 +279,9 @@ class ClientDescriptor(_Model):
             raise ValueError("give urls, or server_host and server_port, not both")
         if not self.urls and (self.server_host is None or self.server_port is None):
             raise ValueError("give server_host and server_port, or urls")
+        agent = f"{self.name}/{self.version}"
+        if len(agent.encode()) > 64:
+            raise ValueError(f"name and version take {len(agent.encode())} bytes; 64 are the most")
         if self.tls is not None and any(not Address.parse(url).tls for url in self.urls):
             raise ValueError("tls is set, so every url must begin with tls://")
         return self

@@ -21,10 +21,16 @@ def run(function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         args: Its arguments.
 
     Raises:
-        RuntimeError: This is not the thread of a handler.
+        RuntimeError: This is not the thread of a handler, or its event loop has ended.
         BaseException: What the function raises.
     """
     loop = HANDLER_LOOP.get()
     if loop is None:
         raise RuntimeError("from_thread.run works only inside a plain def handler")
-    return asyncio.run_coroutine_threadsafe(function(*args), loop).result()
+    coroutine = function(*args)
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:  # the loop has ended
+        coroutine.close()
+        raise
+    return future.result()

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from .exceptions import RPCError
+
 __all__ = ["Hooks"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,6 +55,9 @@ class Hooks:
             result = hook(*args)
             if asyncio.iscoroutine(result):
                 await result
+        except RPCError as exc:  # a refusal in so many words, and no fault of the hook
+            self._logger.info("the hook on_%s %r refuses: %s", name, hook, exc)
+            raise
         except Exception:
             self._logger.exception("the hook on_%s %r failed", name, hook)
             raise

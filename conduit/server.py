@@ -263,11 +263,12 @@ class Server:
         self._address = None
         logger.info("%s has stopped", self.name)
 
-    async def run(self, *, signals: bool = True) -> None:
+    async def run(self, *, signals: bool = True, grace: float = 5.0) -> None:
         """Serve until cancelled, stopped, or told to end by SIGINT or SIGTERM.
 
         Args:
             signals: False leaves the signals of the process alone.
+            grace: Seconds that running handlers have in the end; see `stop`.
 
         Raises:
             OSError, ValueError, ssl.SSLError: As `start`.
@@ -278,7 +279,7 @@ class Server:
             try:
                 await stopping.wait()
             finally:
-                await self.stop()
+                await self.stop(grace)
 
     async def __aenter__(self: T) -> T:
         await cast("Server", self).start()

@@ -12,10 +12,28 @@ from .protocol.events import Capabilities
 from .protocol.login import ServerLogin
 from .protocol.scram import DEFAULT_ITERATIONS, Verifier
 
-__all__ = ["Users"]
+__all__ = ["Users", "hash_password"]
 
 DEFAULT_USER = "default"
 """The name of the only user where the descriptor has one password."""
+
+
+def hash_password(password: str, *, iterations: int = DEFAULT_ITERATIONS) -> str:
+    """Return the verifier of a password, for `ServerDescriptor(verifier=...)` or `users`.
+
+    It is PostgreSQL's own form, with a fresh random salt. It stands in for the password without
+    showing it; still, keep it secret. Takes a tenth of a second of CPU at 600,000 iterations.
+
+    Args:
+        password: Text of 1 to 1024 bytes.
+        iterations: Rounds of PBKDF2. Clients refuse fewer than 100,000 by default.
+
+    Raises:
+        ValueError: The password is empty, too long or has characters that cannot be typed.
+    """
+    return Verifier.from_password(
+        password, salt=secrets.token_bytes(16), iterations=iterations
+    ).text()
 
 
 class Users:

@@ -14,7 +14,6 @@ import trustme
 
 import conduit
 from conduit import TLS, Client, Limits, Server
-
 from tests.acceptance.support import PASSWORD, VERIFIER, within
 
 

@@ -157,8 +157,8 @@ class CNDT(FrameWriter):
         "_login",
         "_missing",
         "_partial",
-        "_pings",
-        "_pings_since",
+        "_pings_in",
+        "_pings_out",
         "_wants_id",
         "ack_due",
         "large",
@@ -180,8 +180,8 @@ class CNDT(FrameWriter):
         self.large: memoryview | None = None
         self._filled = 0
         self._heard_bytes = 0
-        self._pings = 0
-        self._pings_since = 0
+        self._pings_in = _Rate()
+        self._pings_out = _Rate()
         self._last_id = 0
         self._wants_id = 0
         self._login: ServerLogin | ClientLogin | None = None
@@ -477,12 +477,12 @@ class CNDT(FrameWriter):
         """Queue GOAWAY: what has been received is the last that is served. `grace` in ms."""
         self.send_urgent(_GOAWAY, 0, packb([int(code), reason, grace, self.session.received]))
 
+    def may_ping(self) -> bool:
+        """Count a ping of this side; False when it is more than a peer accepts."""
+        return self._pings_out.count(self._clock())
+
     def _count_ping(self) -> None:
-        now = self._clock()
-        if not 0 <= now - self._pings_since < PING_WINDOW:
-            self._pings, self._pings_since = 0, now
-        self._pings += 1
-        if self._pings > PINGS:
+        if not self._pings_in.count(self._clock()):
             raise ProtocolError(
                 f"more than {PINGS} pings in {PING_WINDOW // 1000} s", close_code=CloseCode.FLOOD
             )
@@ -502,6 +502,21 @@ _PING: Final = word(FrameType.HEARTBEAT_PING, PRIORITY)
 _PONG: Final = word(FrameType.HEARTBEAT_PONG)
 _CLOSE: Final = word(FrameType.CLOSE)
 _GOAWAY: Final = word(FrameType.GOAWAY)
+
+
+class _Rate:
+    """Counts what may happen `PINGS` times within `PING_WINDOW`."""
+
+    __slots__ = ("_count", "_since")
+
+    def __init__(self) -> None:
+        self._count = self._since = 0
+
+    def count(self, now: int) -> bool:
+        if not 0 <= now - self._since < PING_WINDOW:
+            self._count, self._since = 0, now
+        self._count += 1
+        return self._count <= PINGS
 
 
 def _check(type: int, id: int, size: int) -> None:

@@ -61,15 +61,16 @@ class Method:
         self.timeout = timeout
         self.kind: Kind = _kind(function, name, thread)
         signature, hints = _signature(function, name)
+        shown = {key: _shown(hint) for key, hint in hints.items()}
         injected = [key for key in signature.parameters if _is_connection(hints.get(key))]
         self._injected = tuple(injected)
         parameters = [
-            p.replace(annotation=hints.get(key, p.annotation))
+            p.replace(annotation=shown.get(key, p.annotation))
             for key, p in signature.parameters.items()
             if key not in injected
         ]
         self._shown = inspect.Signature(
-            parameters, return_annotation=hints.get("return", signature.return_annotation)
+            parameters, return_annotation=shown.get("return", signature.return_annotation)
         )
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -103,7 +104,7 @@ class Method:
                 data = (data,)
             args, kwargs = self._validate(data)
         except ValidationError as exc:
-            raise _invalid_params(self.name, exc) from None
+            raise _invalid_params(self.name, exc, lone=self._model is not None) from None
         if self._known is not None:
             kwargs = {key: value for key, value in kwargs.items() if key in self._known}
         for key in self._injected:
@@ -236,6 +237,13 @@ def _signature(function: Callable[..., Any], name: str) -> tuple[inspect.Signatu
     return inspect.signature(function), hints
 
 
+def _shown(hint: Any) -> Any:
+    """Return an annotation as people write it: None for its type, and no metadata."""
+    if hint is type(None):
+        return None
+    return typing.get_args(hint)[0] if get_origin(hint) is typing.Annotated else hint
+
+
 def _is_connection(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Connection)
 
@@ -318,12 +326,15 @@ def _adapter(name: str, hint: Any) -> TypeAdapter[Any]:
         raise TypeError(f"handler {name!r} cannot be validated by Pydantic: {exc.message}") from exc
 
 
-def _invalid_params(name: str, error: ValidationError) -> InvalidParams:
-    """Say which parameters do not fit, without the values: they may be secrets."""
+def _invalid_params(name: str, error: ValidationError, *, lone: bool = False) -> InvalidParams:
+    """Say which parameters do not fit, without the values: they may be secrets.
+
+    The place of a lone model is left out of the paths, because its fields are the parameters.
+    """
     found = error.errors(include_url=False, include_context=False, include_input=False)
     errors = [
         {
-            "path": ".".join(str(part) for part in one["loc"])[:MESSAGE_SHOWN],
+            "path": ".".join(str(part) for part in one["loc"][lone:])[:MESSAGE_SHOWN],
             "message": one["msg"][:MESSAGE_SHOWN],
             "type": one["type"],
         }

@@ -15,7 +15,7 @@ import logging
 import time
 from typing import Any, Protocol
 
-from ..exceptions import ConnectionClosed, ProtocolError, RPCError
+from ..exceptions import ConnectionClosed, Overloaded, ProtocolError, RPCError
 from ..protocol.cndt import CNDT, State
 from ..protocol.events import (
     Acknowledged,
@@ -234,9 +234,12 @@ class Connection:
 
         Raises:
             ConnectionClosed: The connection is closed, or closes before the answer.
+            Overloaded: 100 pings were sent within 10 s; the peer would close the connection.
         """
         if self._error is not None:
             raise closed_again(self._error)
+        if not self._protocol.may_ping():
+            raise Overloaded("100 pings within 10 s are the most that a peer accepts")
         if self._pings is None:
             self._pings = {}
         id = self._protocol.session.sent << 8 | len(self._pings) & 0xFF
@@ -259,7 +262,8 @@ class Connection:
             code: A close code of docs/protocol.md.
             reason: Text for the peer, at most 123 bytes.
         """
-        self._close(ConnectionClosed(reason or "closed by this side", code=code))
+        message = reason or "closed by this side"
+        self._close(ConnectionClosed(reason, code=code, message=message))
         await self.wait_closed()
 
     async def wait_closed(self) -> None:
@@ -291,8 +295,10 @@ class Connection:
         self._outlet.flush()
 
     def push(self, frame: bytes) -> bool:
-        """Send an encoded best-effort frame, unless the peer does not keep up."""
-        if self._outlet.blocked or self._outlet.closed is not None or not self._opened:
+        """Send an encoded best-effort frame, if the peer keeps up and accepts so much."""
+        if self._outlet.blocked or self._error is not None or not self._opened:
+            return False
+        if len(frame) > self._protocol.peer.capabilities.frame_max:
             return False
         self._protocol.push(frame)
         if self._protocol.corked >= 64:
@@ -302,8 +308,13 @@ class Connection:
         return True
 
     def send_reliably(self, payload: bytes, limit: int) -> bool:
-        """Send an encoded message without waiting; a peer that lets too much pile up is closed."""
-        if self._outlet.closed is not None or not self._opened:
+        """Send an encoded message without waiting, if the peer accepts so much.
+
+        A peer that lets more than `limit` bytes pile up is closed.
+        """
+        if self._error is not None or not self._opened:
+            return False
+        if len(payload) > self._protocol.peer.capabilities.frame_max:
             return False
         waiting = self._messages.send_reliably(payload)
         if waiting > limit:
@@ -476,7 +487,8 @@ class Connection:
         if frame.type == FrameType.RPC_ERROR:
             return self._calls.refused(frame)
         if frame.type == FrameType.CANCEL:
-            self._serving.cancel(frame)
+            if not self._serving.cancel(frame.id):
+                self._messages.cancel(frame.id)
         elif frame.type == FrameType.STREAM_CREDIT and frame.id == 0:
             self._messages.credit(frame)
         return False

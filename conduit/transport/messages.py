@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..exceptions import (
+    CallCancelled,
     ConnectionClosed,
     Overloaded,
     ProtocolError,
@@ -330,6 +331,15 @@ class Messages:
         if not message.handler.concurrent:
             self._busy = False
             self._drain()
+
+    def cancel(self, id: int) -> None:
+        """Take CANCEL for a request that still waits for its turn; any other means nothing."""
+        for message in self._inbox or ():
+            if message.id == id and id:
+                assert self._inbox is not None
+                self._inbox.remove(message)
+                self._settle(message, None, CallCancelled("the caller has given up"))
+                return
 
     def _drain(self) -> None:
         """Handle what has waited for a handler to end."""

@@ -42,6 +42,9 @@ logger = logging.getLogger("conduit.connection")
 _RESPONSE: Final = word(FrameType.RPC_RESPONSE, SEQUENCED)
 _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
 
+CANCEL_TIME: Final = 1.0
+"""Seconds that handlers have for their clean-up when they are cancelled at the end of a drain."""
+
 _PARAMS: Final = (dict, list)
 
 T = TypeVar("T")
@@ -107,7 +110,8 @@ class _Running:
         """End the handler; a thread cannot be ended and is only not answered with its result."""
         if self.stopped is None:
             self.stopped = reason
-            if self.task:
+            # A handler that stops the server, or closes its connection, goes on to its end.
+            if self.task and self.future is not asyncio.current_task():
                 self.future.cancel()
 
 
@@ -343,11 +347,13 @@ class Serving:
             payload = self._encoder.pack([error.code, error.message[:1000], {}])
         self.send(_ERROR, id, payload)
 
-    def cancel(self, frame: Frame) -> None:
-        """Take CANCEL; one for a call that has ended already means nothing."""
-        running = self._running.get(frame.id)
-        if running is not None:
-            running.stop(CallCancelled("the caller has given up"))
+    def cancel(self, id: int) -> bool:
+        """Take CANCEL; False when no handler runs for that id."""
+        running = self._running.get(id)
+        if running is None:
+            return False
+        running.stop(CallCancelled("the caller has given up"))
+        return True
 
     def expire(self, now: float) -> float:
         """Stop the handlers whose deadline has passed, and return the next deadline."""
@@ -363,11 +369,18 @@ class Serving:
     async def drain(self, grace: float) -> None:
         """Take no new call, and wait up to `grace` seconds for those that run."""
         self._draining = True
-        tasks = [running.future for running in self._running.values()]
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace)
+        await self._wait(grace)
         for running in self._running.values():
-            running.stop(Unavailable("the server stops"))
+            running.stop(Unavailable("the server stops", details={"retryable": True}))
+        await self._wait(CANCEL_TIME)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait for the running handlers, but not for one that is waiting here itself."""
+        me = asyncio.current_task()
+        futures = [entry.future for entry in self._running.values() if entry.future is not me]
+        if futures:
+            await asyncio.wait(futures, timeout=seconds)
+            await asyncio.sleep(0)  # their answers are sent by callbacks that are ready now
 
     def stop(self) -> None:
         """Stop every handler: the connection has gone, and with it who would read the answers."""

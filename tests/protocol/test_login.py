@@ -705,6 +705,14 @@ def test_wrong_capabilities_are_refused_by_both_sides(key: str, value: Any) -> N
     given_up(make_anonymous_client(), AUTH_SUCCESS, success)
 
 
+def test_a_side_may_serve_no_calls() -> None:
+    """A minimal client need not serve any (section 14), and says so."""
+    server = server_in(State.AWAIT_REQUEST)
+    payload = pack({**REQUEST, "caps": {"calls": 0}})
+    assert feed(server, frame(AUTH_REQUEST, id=1, payload=payload)) == [VerifierNeeded("default")]
+    assert server.peer.capabilities.calls == 0
+
+
 def anonymous_success(**changes: Any) -> dict[str, Any]:
     success = payload_of(Pair(**ANONYMOUS_PAIR).run().server, AUTH_SUCCESS)
     return {**success, **changes}

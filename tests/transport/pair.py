@@ -296,6 +296,7 @@ class Side:
     Attributes:
         connection: The connection.
         link: What the connection writes to.
+        transport: What the link writes to, if it is a socket.
         ready: Done when the login is.
         endings: Why the connection ended, as its owner was told; one entry, once it has.
     """
@@ -307,6 +308,7 @@ class Side:
         self.ready: asyncio.Future[None] = loop.create_future()
         self.endings: list[Exception] = []
         self.link: Any = None
+        self.transport: Any = None
         self.connection = Connection(
             Shared.of(loop),
             loop,
@@ -434,7 +436,7 @@ class SocketPair(Pair):
         for side, end in zip((self.server, self.client), socket.socketpair(), strict=True):
             end.setblocking(False)
             connection = side.connection
-            _, side.link = await loop.create_connection(
+            side.transport, side.link = await loop.create_connection(
                 lambda made=connection: SocketLink(Shared.of(loop), lambda link, transport: made),
                 sock=end,
             )

@@ -208,8 +208,7 @@ async def test_the_bytes_count_as_well_and_one_message_may_exceed_them() -> None
         slow = Slow(pair.client)
         sizes = [600, 5000, 10]
         sends = [
-            asyncio.ensure_future(pair.server.connection.send("news", "x" * size))
-            for size in sizes
+            asyncio.ensure_future(pair.server.connection.send("news", "x" * size)) for size in sizes
         ]
         await turns()
         assert [send.done() for send in sends] == [True, True, False]
@@ -338,9 +337,7 @@ async def test_compressed_messages_cost_what_they_have_on_the_wire() -> None:
 
 
 async def test_without_backpressure_a_sender_is_refused() -> None:
-    async with Pair(
-        client=settings(window=(2, 1000)), server=settings(backpressure=False)
-    ) as pair:
+    async with Pair(client=settings(window=(2, 1000)), server=settings(backpressure=False)) as pair:
         slow = Slow(pair.client)
         for number in range(2):
             await pair.server.connection.send("news", number)

@@ -605,7 +605,9 @@ async def fail_with(make: Callable[[], BaseException]) -> RPCError:
                 await within(pair.client.call("fails", [later]))
             caught.append(info.value)
         assert await within(pair.client.call("quick")) == 1, "the connection is alive"
-        assert type(caught[0]) is type(caught[1]) and caught[0].message[:20] == caught[1].message[:20]
+        assert (
+            type(caught[0]) is type(caught[1]) and caught[0].message[:20] == caught[1].message[:20]
+        )
     return caught[0]
 
 
