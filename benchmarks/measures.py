@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -33,7 +34,10 @@ class Clock:
 
     def __init__(self, seconds: float) -> None:
         self.over = False
-        asyncio.get_running_loop().call_later(seconds, self._stop)
+        # A thread, because rpyc's blocking calls keep the event loop from running any timer.
+        timer = threading.Timer(seconds, self._stop)
+        timer.daemon = True
+        timer.start()
 
     def _stop(self) -> None:
         self.over = True

@@ -76,7 +76,9 @@ class Run:
         results = {}
         try:
             for name in chosen:
+                started = time.monotonic()
                 results[name] = await self._workload(WORKLOADS[name])
+                results[name]["took"] = round(time.monotonic() - started, 1)
                 print("\n" + table(name, results[name]), flush=True)
         finally:
             await asyncio.gather(*(pair.end() for pair in self._pairs.values()))

@@ -26,9 +26,10 @@ from . import (
     RPCError,
     RPCTimeout,
     __version__,
+    users,
 )
 from .cli import json_text, load_server, parse_parameters, shown, signature
-from .protocol.scram import DEFAULT_ITERATIONS, Verifier
+from .protocol.scram import DEFAULT_ITERATIONS
 
 try:
     import typer
@@ -234,11 +235,10 @@ def hash_password(
             password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
         else:
             password = sys.stdin.readline().rstrip("\r\n")
-        salt = secrets.token_bytes(16)
-        verifier = Verifier.from_password(password, salt=salt, iterations=iterations)
+        verifier = users.hash_password(password, iterations=iterations)
     except ValueError as exc:
         _fail(USAGE, exc)
-    typer.echo(verifier.text())
+    typer.echo(verifier)
 
 
 @app.command()

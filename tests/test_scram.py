@@ -537,8 +537,8 @@ P = "p=tls-server-end-point"
     [
         ("SCRAM-SHA-1", "n,,{}", "unsupported_mechanism", "'SCRAM-SHA-1' is not supported"),
         ("PLAIN\n\ud800" + "x" * 99, "n,,{}", "unsupported_mechanism", "is not supported"),
-        (MECHANISM, "y,,{}", "bad_request", "downgrade detected"),
-        (MECHANISM_PLUS, "y,,{}", "bad_request", "downgrade detected"),
+        (MECHANISM, "y,,{}", "invalid_credentials", "downgrade detected"),
+        (MECHANISM_PLUS, "y,,{}", "invalid_credentials", "downgrade detected"),
         (MECHANISM_PLUS, "n,,{}", "bad_request", "gs2 flag 'n' does not fit"),
         (MECHANISM, P + ",,{}", "bad_request", "gs2 flag 'p=tls-server-end-point' does not fit"),
         (MECHANISM_PLUS, "p=tls-unique,,{}", "bad_request", "gs2 flag 'p=tls-unique'"),
@@ -779,7 +779,7 @@ def test_another_binding_is_a_wrong_password():
 def test_the_offer_of_a_binding_was_taken_away():
     with pytest.raises(AuthenticationError, match="downgrade detected") as caught:
         log_in(client(can_bind=True), server(binding=BINDING))
-    assert caught.value.code == "bad_request"
+    assert caught.value.code == "invalid_credentials"
     # Whoever rewrites the flag as well breaks the proof.
     with pytest.raises(AuthenticationError, match="wrong user name or password"):
         log_in(

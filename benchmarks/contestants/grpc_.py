@@ -108,7 +108,7 @@ class Session:
         await stream.read()
 
         async def read() -> None:
-            async for number in stream:
+            while number := await stream.read():
                 heard(number.value)
 
         self._listening = asyncio.ensure_future(read())

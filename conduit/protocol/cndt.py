@@ -95,8 +95,13 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-_EMPTY: Final = (FrameType.ACK, FrameType.HEARTBEAT_PING, FrameType.HEARTBEAT_PONG)
-_WITHOUT_ID: Final = (FrameType.MESSAGE, FrameType.STREAM_CREDIT)
+_EMPTY: Final = (
+    FrameType.ACK,
+    FrameType.HEARTBEAT_PING,
+    FrameType.HEARTBEAT_PONG,
+    FrameType.STREAM_END,
+)
+_LOGIN: Final = tuple(type for type in FrameType if type.name.startswith("AUTH_"))
 _ENDS: Final = (FrameType.AUTH_FAILURE, FrameType.CLOSE)
 
 ACCEPTS: Final[dict[State, tuple[FrameType, ...]]] = {
@@ -107,7 +112,7 @@ ACCEPTS: Final[dict[State, tuple[FrameType, ...]]] = {
     State.AWAIT_CHALLENGE: (FrameType.AUTH_CHALLENGE, *_ENDS),
     State.AWAIT_KEYS: _ENDS,
     State.AWAIT_SUCCESS: (FrameType.AUTH_SUCCESS, *_ENDS),
-    State.OPEN: tuple(type for type in FrameType if not type.name.startswith("AUTH_")),
+    State.OPEN: tuple(type for type in FrameType if type not in _LOGIN),
 }
 """State -> the frame types that the peer may send in it."""
 
@@ -153,6 +158,7 @@ class CNDT(FrameWriter):
         "_ends_in",
         "_filled",
         "_heard_bytes",
+        "_inflates",
         "_last_id",
         "_login",
         "_missing",
@@ -180,8 +186,10 @@ class CNDT(FrameWriter):
         self.large: memoryview | None = None
         self._filled = 0
         self._heard_bytes = 0
-        self._pings_in = _Rate()
-        self._pings_out = _Rate()
+        self._inflates = False
+        self._pings_in = _Rate(PINGS)
+        # Half of what is accepted, because the windows of the two sides may lie across each other.
+        self._pings_out = _Rate(PINGS // 2)
         self._last_id = 0
         self._wants_id = 0
         self._login: ServerLogin | ClientLogin | None = None
@@ -248,6 +256,8 @@ class CNDT(FrameWriter):
         limits = login.capabilities
         self.max_payload = limits.frame_max + ENVELOPE
         self.compresses = login.compress and "zlib" in login.peer.capabilities.features
+        self._inflates = "zlib" in limits.features
+        self._pings_in = _Rate(max(PINGS, int(4 * PING_WINDOW / 1000 / login.peer.heartbeat[0])))
         self._login = None
         self.holds = False
         self._enter(State.OPEN)
@@ -319,6 +329,20 @@ class CNDT(FrameWriter):
                         f"a payload of {size} bytes exceeds the limit of {self._limit_text()}",
                         close_code=CloseCode.TOO_BIG,
                     )
+                opens = False
+                if type > 0:
+                    if number != received + 1 & 0xFFFFFFFF:
+                        raise ProtocolError(f"frame {number} came where {received + 1} was due")
+                    if type == _RPC_REQUEST or (type == _MESSAGE and id and not first & REPLY):
+                        opens = True
+                        if id <= last_id or id & 1 != wants_id:
+                            raise ProtocolError(f"correlation id {id} after {last_id}")
+                    elif type > _RPC_ERROR:
+                        _check(type, id, size)
+                elif number:
+                    raise ProtocolError(f"reserved field {number} on a frame without a number")
+                elif type:
+                    _check(-type, id, size)
                 begin = start + HEADER_SIZE
                 stop = begin + size
                 if stop > end:
@@ -327,20 +351,12 @@ class CNDT(FrameWriter):
                 payload = data[begin:stop]
                 start = stop
                 if type > 0:
-                    received += 1
-                    if number != received & 0xFFFFFFFF:
-                        raise ProtocolError(f"frame {number} came where {received} was expected")
-                    if type == _RPC_REQUEST or (type == _MESSAGE and id and not first & REPLY):
-                        if id <= last_id or id & 1 != wants_id:
-                            raise ProtocolError(f"correlation id {id} after {last_id}")
-                        last_id = id
-                    elif type > _RPC_ERROR or not id:
-                        _check(type, id, size)
                     if first & COMPRESSED:
-                        payload = inflate(payload, min(limit, COMPRESS_MOST))
+                        payload = self._inflate(payload)
+                    received += 1
+                    if opens:
+                        last_id = id
                     events.append(Frame(type, first & 0xFFFF, id, payload))
-                elif number:
-                    raise ProtocolError(f"reserved field {number} on a frame without a number")
                 elif type:
                     session.received = received
                     self._unsequenced(-type, first & 0xFFFF, id, payload, events)
@@ -356,7 +372,7 @@ class CNDT(FrameWriter):
         finally:
             session.received = received
             self._last_id = last_id
-        if received != before:
+        if received != session.reported and received != before:
             self._heard_bytes += end
             if received - session.reported >= ACK_FRAMES or self._heard_bytes >= ACK_BYTES:
                 self.acknowledge()
@@ -378,18 +394,14 @@ class CNDT(FrameWriter):
     def _unsequenced(
         self, type: int, flags: int, id: int, payload: bytes | memoryview, events: list[Event]
     ) -> None:
-        if type in _EMPTY and payload:
-            raise ProtocolError(f"{type_name(type)} with {len(payload)} bytes of payload")
         if type == FrameType.ACK:
             before = self.session.outbox_bytes
             self.session.acknowledge(id)
             if self.session.outbox_bytes != before:
                 events.append(Acknowledged())
         elif type == _MESSAGE:
-            if id:
-                raise ProtocolError(f"correlation id {id} on a message without a number")
             if flags & COMPRESSED:
-                payload = inflate(payload, min(self.max_payload, COMPRESS_MOST))
+                payload = self._inflate(payload)
             events.append(Frame(type, flags, id, payload))
         elif type == FrameType.HEARTBEAT_PING:
             self._count_ping()
@@ -404,8 +416,6 @@ class CNDT(FrameWriter):
         elif type == FrameType.GOAWAY:
             events.append(Frame(type, flags, id, payload))
         else:
-            if id != 1:
-                raise ProtocolError(f"correlation id {id} on {type_name(type)}")
             self._login_step(type, bytes(payload), events)
 
     def _login_step(self, type: int, payload: bytes, events: list[Event]) -> None:
@@ -428,10 +438,17 @@ class CNDT(FrameWriter):
             events.append(login.challenged(payload))
             self._enter(State.AWAIT_KEYS)
         elif type == FrameType.AUTH_SUCCESS:
-            self.session = login.welcomed(payload)
+            session = login.welcomed(payload)
+            session.sent = self.session.sent
+            self.session = session
             events.append(self._opened(login))
         else:
             self._broken(login.failed(payload), events)
+
+    def _inflate(self, payload: bytes | memoryview) -> bytes:
+        if not self._inflates:
+            raise ProtocolError("a compressed payload, which this side has not offered to inflate")
+        return inflate(payload, min(self.max_payload, COMPRESS_MOST))
 
     def _limit_text(self) -> str:
         if self._login is not None:
@@ -505,32 +522,39 @@ _GOAWAY: Final = word(FrameType.GOAWAY)
 
 
 class _Rate:
-    """Counts what may happen `PINGS` times within `PING_WINDOW`."""
+    """Counts what may happen `limit` times within `PING_WINDOW`."""
 
-    __slots__ = ("_count", "_since")
+    __slots__ = ("_count", "_limit", "_since")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._count = self._since = 0
 
     def count(self, now: int) -> bool:
         if not 0 <= now - self._since < PING_WINDOW:
             self._count, self._since = 0, now
         self._count += 1
-        return self._count <= PINGS
+        return self._count <= self._limit
 
 
 def _check(type: int, id: int, size: int) -> None:
-    """Check what only the rarer sequenced frames can break."""
-    if not id and type not in _WITHOUT_ID:
-        raise ProtocolError(f"{type_name(type)} without a correlation id")
-    if type == FrameType.STREAM_END and size:
-        raise ProtocolError(f"STREAM_END with {size} bytes of payload")
+    """Check what only the rarer frames can break."""
+    if type in _EMPTY and size:
+        raise ProtocolError(f"{type_name(type)} with {size} bytes of payload")
+    if type == FrameType.CANCEL and not id:
+        raise ProtocolError("CANCEL without a correlation id")
+    if type == FrameType.MESSAGE and id:
+        raise ProtocolError(f"correlation id {id} on a message without a number")
+    if type in _LOGIN and id != 1:
+        raise ProtocolError(f"correlation id {id} on {type_name(type)}")
 
 
 def _read_close(payload: bytes | memoryview) -> Closed:
     """Read `[code, reason]`; a CLOSE that cannot be read still closes."""
     try:
         code, reason = decode(payload)
-        return Closed(int(code), str(reason)[:123])
+        if type(code) is int and type(reason) is str:
+            return Closed(code, reason[:123])
     except (ProtocolError, RPCError, TypeError, ValueError):
-        return Closed(CloseCode.PROTOCOL_ERROR, "the peer closed with an unreadable reason")
+        pass  # it closes all the same
+    return Closed(CloseCode.PROTOCOL_ERROR, "the peer closed with an unreadable reason")

@@ -66,7 +66,7 @@ def _payload(payload: bytes, flags: int) -> str:
         if isinstance(body, dict) and isinstance(body.get("caps"), bytes):
             body["caps"] = decode(body["caps"])
         return repr(body)
-    except (ProtocolError, RPCError) as exc:
+    except (ProtocolError, RPCError, RecursionError) as exc:
         return f"({exc})"
 
 
@@ -88,7 +88,7 @@ class FrameCutter:
                 break
             frames.append(data[:size])
             data = data[size:]
-        if data and not MAGIC.startswith(data[:4]) and not data.startswith(MAGIC):
+        if data and not MAGIC.startswith(data[:4]):
             frames.append(data)
             data = b""
         self._kept = data

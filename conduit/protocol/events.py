@@ -35,7 +35,7 @@ class Capabilities:
     Attributes:
         frame_max: Bytes of one value.
         features: Names of optional abilities; `"zlib"` says that it can inflate.
-        calls: Calls that it serves at once.
+        calls: Calls that it serves at once; 0 for a side that serves none.
         window: Messages, and bytes of messages, that may be sent before any was handled.
         ttl: Milliseconds that the calls it makes have by default; 0 for no deadline.
     """
@@ -74,7 +74,7 @@ class Capabilities:
         return cls(
             frame_max=number("caps.frame_max", received.get("frame_max", 1024 * 1024)),
             features=frozenset(features),
-            calls=number("caps.calls", received.get("calls", 256)),
+            calls=number("caps.calls", received.get("calls", 256), least=0),
             window=(number("caps.window", window[0]), number("caps.window", window[1])),
             ttl=number("caps.ttl", received.get("ttl", 30_000), least=0),
         )

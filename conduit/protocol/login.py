@@ -1,4 +1,4 @@
-"""Both sides of the login, without I/O. docs/protocol.md section 5 is the specification.
+"""Both sides of the login, without I/O. docs/protocol.md section 6 is the specification.
 
 What a side cannot do by itself it asks for: `VerifierNeeded` (look a user up), `KeysNeeded` (derive
 keys from the password, which takes a tenth of a second) and `WelcomeNeeded` (decide whether to let
@@ -8,6 +8,7 @@ other beside it. Everything that they tell each other is under both signatures, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -107,10 +108,12 @@ class ServerLogin:
             self.peer.name, self.peer.version = agent, ""
         self.peer.capabilities = Capabilities.from_map(request.get("caps", {}))
         mechanism = _text(request, "mech")
-        if request.get("v") != VERSION:
+        version = request.get("v")
+        if type(version) is not int:
+            raise ProtocolError(f"v must be a number, not {type(version).__name__}")
+        if version != VERSION:
             raise AuthenticationError(
-                f"this server speaks protocol version {VERSION}, "
-                f"the client asked for {str(request.get('v'))[:20]}",
+                f"this server speaks protocol version {VERSION}, the client asked for {version}",
                 code="unsupported_version",
             )
         if mechanism not in self._mechanisms:
@@ -170,7 +173,7 @@ class ServerLogin:
             FrameType.AUTH_FAILURE,
             {
                 "code": code,
-                "message": message,
+                "message": message.encode(errors="replace")[:1000].decode(errors="ignore"),
                 "retry": retry,
                 "retry_after": round(retry_after * 1000),
                 "mechs": self._mechanisms,
@@ -247,8 +250,6 @@ class ClientLogin:
                 sides told each other was changed on the way.
             ProtocolError: The payload is not what the specification says.
         """
-        if self.user is None:
-            raise ProtocolError("the server sent a challenge to a client without a password")
         challenge = _map(payload)
         caps = challenge.get("caps")
         if not isinstance(caps, bytes):
@@ -279,20 +280,25 @@ class ClientLogin:
             )
         self.peer.identity = _text(success, "identity")
         server = success.get("server")
-        if isinstance(server, dict):
-            self.peer.name = str(server.get("name", ""))
-            self.peer.version = str(server.get("version", ""))
+        if not isinstance(server, dict):
+            raise ProtocolError("AUTH_SUCCESS without a server")
+        self.peer.name, self.peer.version = _text(server, "name"), _text(server, "version")
         heartbeat = success.get("hb")
         if not isinstance(heartbeat, list) or len(heartbeat) != 2:
             raise ProtocolError("hb must be [interval, timeout] in milliseconds")
-        interval, timeout = (number("hb", value) / 1000 for value in heartbeat)
-        if timeout <= interval:
+        interval, timeout = (number("hb", value, least=0) / 1000 for value in heartbeat)
+        if not interval:
+            interval = timeout = math.inf
+        elif timeout <= interval:
             raise ProtocolError(f"heartbeat timeout {timeout} s must exceed interval {interval} s")
         self.peer.heartbeat = (interval, timeout)
         session = success.get("session")
-        if not isinstance(session, dict) or not isinstance(session.get("id"), bytes):
+        if not isinstance(session, dict):
             raise ProtocolError("AUTH_SUCCESS without a session")
-        return Session(session["id"], session.get("epoch", b""))
+        id, epoch = session.get("id"), session.get("epoch")
+        if not isinstance(id, bytes) or not isinstance(epoch, bytes):
+            raise ProtocolError("session.id and session.epoch must be bytes")
+        return Session(id, epoch)
 
     def failed(self, payload: bytes) -> Exception:
         """Take AUTH_FAILURE and return what to raise."""
@@ -316,7 +322,7 @@ class ClientLogin:
 
 def _decode(payload: bytes) -> Any:
     try:
-        return decode(payload, max_containers=64)
+        return decode(payload)
     except RPCError as exc:
         raise ProtocolError(str(exc)) from exc
 

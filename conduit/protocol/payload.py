@@ -35,14 +35,14 @@ _UNCHECKED: Final = 256
 _FEW_TOKENS: Final = 64
 _BUDGETED: Final = 4096
 _CONTAINERS: Final = 100_000
+"""Lists and maps that a payload may hold; more in proportion, from 1 MiB on."""
 
 
-def decode(payload: bytes | memoryview, *, max_containers: int = _CONTAINERS) -> Any:
+def decode(payload: bytes | memoryview) -> Any:
     """Decode one payload.
 
     Args:
         payload: One MessagePack value, in whole.
-        max_containers: How many lists and maps it may hold; past that, `PayloadTooLarge`.
 
     Raises:
         ProtocolError: The bytes are not one well-formed value of plain types.
@@ -53,18 +53,12 @@ def decode(payload: bytes | memoryview, *, max_containers: int = _CONTAINERS) ->
     try:
         size = len(payload)
         if size <= _UNCHECKED:
-            return unpackb(payload, max_ext_len=0, strict_map_key=True)
+            return unpackb(payload, **_PLAIN)
         _check_lengths(payload, size)
         if size <= _BUDGETED:
-            return unpackb(payload, max_ext_len=0, strict_map_key=True)
-        budget = _Budget(max_containers)
-        return unpackb(
-            payload,
-            max_ext_len=0,
-            strict_map_key=True,
-            list_hook=budget.spend_list,
-            object_hook=budget.spend_map,
-        )
+            return unpackb(payload, **_PLAIN)
+        budget = _Budget(max(_CONTAINERS, size * _CONTAINERS >> 20))
+        return unpackb(payload, **_PLAIN, list_hook=budget.spend_list, object_hook=budget.spend_map)
     except (ProtocolError, PayloadTooLarge):
         raise
     except Exception as exc:
@@ -75,6 +69,18 @@ def decode(payload: bytes | memoryview, *, max_containers: int = _CONTAINERS) ->
             f"a payload of {len(payload)} bytes is not MessagePack: {type(exc).__name__}: {exc}",
             close_code=CloseCode.BAD_PAYLOAD,
         ) from exc
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code} is not part of the protocol")
+
+
+# The length limit refuses timestamps, which do not ask the hook; the hook, what has no length.
+_PLAIN: Final[dict[str, Any]] = {
+    "max_ext_len": 0,
+    "ext_hook": _refuse_extension,
+    "strict_map_key": True,
+}
 
 
 class _Budget:
@@ -174,7 +180,7 @@ class Encoder:
     Attributes:
         pack: `pack(value) -> bytes`, the kept packer's own method. It raises TypeError for a type
             that cannot be sent, OverflowError for an integer beyond 64 bits and ValueError for
-            text or nesting that MessagePack cannot hold; `explain` turns these into one text.
+            text or nesting that MessagePack cannot hold.
     """
 
     __slots__ = ("pack",)

@@ -424,7 +424,10 @@ class ServerScram(_Exchange):
         authzid, _, bare = rest.partition(",")
         if flag == "y" and self._binding is not None:
             # RFC 5802 section 6: the client was told that this server cannot bind, which is false.
-            raise self._error("downgrade detected: this server does support channel binding")
+            raise AuthenticationError(
+                "downgrade detected: this server does support channel binding",
+                code="invalid_credentials",
+            )
         bound = mechanism == MECHANISM_PLUS
         if flag not in ((_BOUND,) if bound else ("n", "y")):
             raise self._error(f"gs2 flag {_shown(flag)} does not fit the mechanism {mechanism}")

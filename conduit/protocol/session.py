@@ -31,12 +31,22 @@ class Session:
         outbox_bytes: What waits for an acknowledgement.
     """
 
-    __slots__ = ("_outbox", "epoch", "id", "outbox_bytes", "received", "reported", "sent")
+    __slots__ = (
+        "_flushed",
+        "_outbox",
+        "epoch",
+        "id",
+        "outbox_bytes",
+        "received",
+        "reported",
+        "sent",
+    )
 
     def __init__(self, id: bytes = b"", epoch: bytes = b"") -> None:
         self.id = id
         self.epoch = epoch
         self.sent = 0
+        self._flushed = 0
         self.received = 0
         self.reported = 0
         self.outbox_bytes = 0
@@ -45,6 +55,7 @@ class Session:
     def keep(self, chunks: Sequence[bytes]) -> None:
         """Keep what is about to be written, which ends with the frame numbered `sent`."""
         size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
+        self._flushed = self.sent
         self._outbox.append((self.sent, size, chunks))
         self.outbox_bytes += size
 
@@ -54,8 +65,10 @@ class Session:
         Raises:
             ProtocolError: The peer acknowledges what was never sent.
         """
-        if number > self.sent:
-            raise ProtocolError(f"the peer acknowledges frame {number}, but {self.sent} were sent")
+        if number > self._flushed:
+            raise ProtocolError(
+                f"the peer acknowledges frame {number}, but {self._flushed} were sent"
+            )
         accepted = 0
         for last, size, _ in self._outbox:
             if last > number:

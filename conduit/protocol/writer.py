@@ -25,7 +25,8 @@ class FrameWriter:
         session: Numbers the frames, and keeps them until they are acknowledged.
         compresses: Whether payloads are compressed when that makes them smaller.
         holds: Whether sequenced frames are kept back, because the login is not done.
-        farewell: A frame that goes out behind all others.
+        farewell: A frame that goes out behind all others, and nothing after it.
+        ended: Whether the farewell has gone out.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class FrameWriter:
         "_stamp",
         "_urgent",
         "compresses",
+        "ended",
         "farewell",
         "holds",
         "session",
@@ -48,6 +50,7 @@ class FrameWriter:
         self._out: list[bytes] = []
         self.compresses = False
         self.farewell = b""
+        self.ended = False
         self.holds = False
         self.session = Session()
 
@@ -98,6 +101,10 @@ class FrameWriter:
         What is sequenced waits until the login is done.
         """
         chunks: list[bytes] = []
+        if self.ended:
+            self.drop()
+            self._urgent.clear()
+            return chunks
         if (self._out or self._sealed) and not self.holds:
             if self._sealed:
                 chunks, self._sealed = self._sealed, chunks
@@ -111,6 +118,7 @@ class FrameWriter:
         if self.farewell:
             chunks = [*chunks, self.farewell]
             self.farewell = b""
+            self.ended = True
         return chunks
 
     def drop(self) -> None:

@@ -22,6 +22,7 @@ from ..exceptions import (
     ProtocolError,
     RPCError,
     RPCTimeout,
+    Unavailable,
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, Frame, FrameType, word
@@ -77,6 +78,7 @@ class Calls:
         "_line",
         "_loop",
         "_next_id",
+        "_opened",
         "_outlet",
         "_pending",
         "_prefixes",
@@ -104,6 +106,7 @@ class Calls:
         self._next_id = first_id
         self._timeout = timeout
         self._backpressure = backpressure
+        self._opened = False
         self._limit = 0
         self._value_max = 0
         self._line = Line(loop)
@@ -114,6 +117,7 @@ class Calls:
 
     def opened(self, peer: Capabilities) -> None:
         """Learn what the peer grants."""
+        self._opened = True
         self._limit = peer.calls
         self._value_max = peer.frame_max
 
@@ -224,11 +228,13 @@ class Calls:
         while True:
             if outlet.closed is not None:
                 raise closed_again(outlet.closed)
-            if not self._limit:
+            if not self._opened:
                 raise RuntimeError(
                     f"{method!r} cannot be called before the peer is in; "
                     "call it from server.start_task(...)"
                 )
+            if not self._limit:
+                raise Unavailable("the peer serves no calls", details={"executed": False})
             if HANDLING.get() is not None or not self._backpressure:
                 raise Overloaded(
                     f"{len(self._pending)} calls are in flight and the peer serves {self._limit} "

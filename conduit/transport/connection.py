@@ -234,12 +234,12 @@ class Connection:
 
         Raises:
             ConnectionClosed: The connection is closed, or closes before the answer.
-            Overloaded: 100 pings were sent within 10 s; the peer would close the connection.
+            Overloaded: 50 pings were sent within 10 s; a peer closes who sends 100.
         """
         if self._error is not None:
             raise closed_again(self._error)
         if not self._protocol.may_ping():
-            raise Overloaded("100 pings within 10 s are the most that a peer accepts")
+            raise Overloaded("50 pings within 10 s are the most that are sent")
         if self._pings is None:
             self._pings = {}
         id = self._protocol.session.sent << 8 | len(self._pings) & 0xFF

@@ -1008,3 +1008,36 @@ def test_a_refused_login_sends_one_failure_and_nothing_else() -> None:
     assert [type for type, _ in said(server)] == [AUTH_FAILURE]
     server.close(1000, "")
     assert written(server) == b""
+
+
+# What its own side may do
+
+
+def test_no_more_pings_are_allowed_than_a_peer_accepts() -> None:
+    clock = Clock()
+    client, server = client_in(State.OPEN, clock), server_in(State.OPEN, clock)
+    for _ in range(3):
+        allowed = 0
+        while client.may_ping():
+            client.ping(allowed)
+            allowed += 1
+        assert allowed == 50  # half, as the windows of the two sides may lie across each other
+        assert feed(server, written(client)) == []
+        clock.now += 9_999
+        assert not client.may_ping()
+        clock.now += 1
+
+
+def test_no_10_seconds_have_more_than_100_allowed_pings() -> None:
+    """Wherever the 10 seconds of the peer begin."""
+    clock = Clock()
+    client = client_in(State.OPEN, clock)
+    assert client.may_ping()
+    times = [clock.now]
+    clock.now += 9_900
+    for _ in range(300):
+        times += [clock.now for _ in range(110) if client.may_ping()]
+        clock.now += 50
+    assert len(times) > 100
+    for first, last in zip(times, times[100:], strict=False):
+        assert last - first >= 10_000

@@ -273,6 +273,7 @@ def test_frames_that_a_client_queued_before_the_success_leave_behind_it() -> Non
 
 def test_frames_queued_for_one_who_is_refused_never_leave() -> None:
     def on_welcome(server: CNDT) -> None:
+        server.send_split(word(MESSAGE, SEQUENCED), 0, b"secret", bytes(100_000))
         server.send(word(MESSAGE, SEQUENCED), 0, b"secret")
         server.refuse("refused", "not you")
 

@@ -27,9 +27,10 @@ from conduit.protocol.frames import HEADER, SEQUENCED, FrameType, word
 from conduit.protocol.login import ClientLogin, ServerLogin
 from conduit.protocol.session import Session
 from conduit.rpc.router import Router
-from conduit.transport.connection import ACCEPTING, CONNECTING, Connection, Settings
+from conduit.transport.connection import ACCEPTING, CONNECTING, Connection
 from conduit.transport.link import SocketLink
 from conduit.transport.loop import Shared
+from conduit.transport.settings import Settings
 
 T = TypeVar("T")
 P = TypeVar("P", bound="Pair")
