@@ -129,11 +129,12 @@ def check(right: bool) -> None:
 async def caller(call: Callable[[int, int], Awaitable[int]], number: int, clock: Clock) -> int:
     """Await one call after another."""
     done = 0
-    while not clock.over:
+    while True:
         if await call(number, done) != number + done:
             raise WrongAnswer
         done += 1
-    return done
+        if clock.over:
+            return done
 
 
 async def timed_caller(
@@ -142,14 +143,15 @@ async def timed_caller(
     """Await one call after another and take the time of each."""
     done = 0
     now = time.perf_counter
-    while not clock.over:
+    while True:
         started = now()
         answer = await call(number, done)
         times.append(now() - started)
         if answer != number + done:
             raise WrongAnswer
         done += 1
-    return done
+        if clock.over:
+            return done
 
 
 class Calls(Measure):
@@ -193,14 +195,15 @@ class Echo(Measure):
 
     async def _caller(self, session: Session, clock: Clock) -> int:
         done, size = 0, self.point.size
-        while not clock.over:
+        while True:
             value = self._values[done % 2]
             answer = await session.echo(value)
             check(len(answer) == size)
             for start in (0, size // 2, max(0, size - 64)):
                 check(answer[start : start + 64] == value[start : start + 64])
             done += 1
-        return done
+            if clock.over:
+                return done
 
 
 class Connect(Measure):
@@ -208,7 +211,7 @@ class Connect(Measure):
 
     async def work(self, clock: Clock, times: list[float] | None) -> int:
         done = 0
-        while not clock.over:
+        while True:
             started = time.perf_counter()
             session = await self.connect()
             check(await session.call(done, 1) == done + 1)
@@ -216,7 +219,8 @@ class Connect(Measure):
             if times is not None:
                 times.append(time.perf_counter() - started)
             done += 1
-        return done
+            if clock.over:
+                return done
 
 
 class Idle(Measure):
@@ -224,7 +228,7 @@ class Idle(Measure):
 
     async def prepare(self) -> None:
         # The first ones make the server allocate what all of them share.
-        await self.open(min(50, self.point.count))
+        await self.open(min(500, self.point.count))
 
     async def run(self) -> Result:
         await self.open(self.point.count)
@@ -237,6 +241,8 @@ class Broadcast(Measure):
 
     async def prepare(self) -> None:
         self._count = self._sum = 0
+        self._wanted = self.point.connections * self.point.count
+        self._all = asyncio.Event()
         await self.open(self.point.connections)
 
     async def connect(self) -> Session:
@@ -251,8 +257,6 @@ class Broadcast(Measure):
 
     async def run(self) -> Result:
         point = self.point
-        self._wanted = point.connections * point.count
-        self._all = asyncio.Event()
         cpu, seen = cpu_seconds(), -1
         while not self._all.is_set() and seen != self._count:
             seen, self._last = self._count, time.monotonic()

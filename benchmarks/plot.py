@@ -23,6 +23,7 @@ COLOURS = {"conduit": "#0b6e4f", "picows": "#c1666b", "websockets": "#4a6fa5", "
 def draw(sweep: dict[str, Any], target: Path) -> None:
     """Draw the two panels."""
     figure, (rate, latency) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    labels = [point["label"] for point in sweep["points"]]
     names = list(dict.fromkeys(name for point in sweep["points"] for name in point["by"]))
     for name in names:
         points = [
@@ -42,7 +43,8 @@ def draw(sweep: dict[str, Any], target: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("calls in flight on one connection")
-        axes.set_xticks(in_flight, [str(number) for number in in_flight])
+        axes.set_xticks([int(label) for label in labels], labels)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     rate.legend(frameon=False)

@@ -15,9 +15,9 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,11 +89,11 @@ class Run:
         points = []
         for point in workload.points:
             if self.quick and point.count:
-                changed = {**vars(point), "count": round(point.count * QUICK_SHARE), "rounds": 1}
-                point = Point(**changed)
+                point = replace(point, count=round(point.count * QUICK_SHARE), rounds=1)
             points.append({"label": point.label, "by": await self._point(workload, point, names)})
+        counted = any(point.count for point in workload.points)
         return {
-            "title": workload.title,
+            "title": workload.title + (" (a quarter of them)" if self.quick and counted else ""),
             "unit": workload.unit,
             "floor": workload.floor,
             "points": points,
@@ -175,7 +175,9 @@ def names_of(text: str, known: Iterable[str], what: str) -> list[str]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     environ = os.environ
-    parser.add_argument("--quick", action="store_true", default=bool(environ.get("QUICK")))
+    parser.add_argument(
+        "--quick", action="store_true", default=environ.get("QUICK", "0") not in ("", "0")
+    )
     parser.add_argument("--only", default=environ.get("ONLY", ""), help="contestants; and floors")
     parser.add_argument("--workloads", default=environ.get("WORKLOADS", ""))
     parser.add_argument("--rounds", type=int, help="rounds per point")
@@ -205,12 +207,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
     started = time.monotonic()
-    with tempfile.NamedTemporaryFile("w+", prefix="benchmarks-", suffix=".log") as log:
+    options.environments.mkdir(parents=True, exist_ok=True)
+    with (options.environments / "bench.log").open("w") as log:
         run = Run(names, pythons, rounds=rounds, seconds=seconds, quick=options.quick, log=log)
         results: dict[str, Any] = {"machine": describe(run.cores)}
         results["workloads"] = asyncio.run(run.workloads(chosen))
         if any("error" in by for by in everything(results)):
-            print(f"\nwhat the processes said:\n{Path(log.name).read_text()[-8000:]}")
+            print(f"\nwhat the processes said is in {log.name}")
     results["machine"]["load_after"] = os.getloadavg()[0]
     results["machine"]["minutes"] = round((time.monotonic() - started) / 60, 1)
     results["method"] = {"rounds": rounds, "seconds": seconds, "quick": options.quick}

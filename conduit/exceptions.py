@@ -26,7 +26,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 if sys.version_info >= (3, 11):
     _Timeout = TimeoutError
@@ -148,12 +151,21 @@ class RPCError(ConduitError):
     """
 
     code: str = "rpc_error"
+    message: str
+    details: dict[str, Any]
     _registry: ClassVar[dict[str, type[RPCError]]] = {}
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # A derived class need not call our __init__, and the error still has to cross the wire.
+        error = super().__new__(cls, *args)
+        error.message = args[0] if args and isinstance(args[0], str) else ""
+        error.details = {}
+        return error
 
     def __init__(self, message: str = "", *, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.details: dict[str, Any] = dict(details or {})
+        self.details = dict(details or {})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -193,7 +205,7 @@ class RPCError(ConduitError):
         return error
 
     def __str__(self) -> str:
-        return self.message or self.code
+        return str(self.message or self.code)
 
 
 class MethodNotFound(RPCError):

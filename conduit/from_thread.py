@@ -13,6 +13,14 @@ __all__ = ["run"]
 T = TypeVar("T")
 
 
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def run(function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
     """Run an async function on the event loop that serves this handler, and wait for its result.
 
@@ -27,6 +35,10 @@ def run(function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
     loop = HANDLER_LOOP.get()
     if loop is None:
         raise RuntimeError("from_thread.run works only inside a plain def handler")
+    if _loop_runs_here():
+        raise RuntimeError(
+            "from_thread.run works only inside a plain def handler; on the event loop, await"
+        )
     coroutine = function(*args)
     try:
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)

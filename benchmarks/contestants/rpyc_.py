@@ -1,7 +1,7 @@
 """rpyc: a thread per connection on the server, compression off, TCP_NODELAY on, large chunks.
 
 A client with one call in flight uses rpyc as it is meant, by blocking calls. With more in flight
-it uses rpyc's asynchronous results, and asyncio's loop tells when there is something to read.
+it uses rpyc's asynchronous results, and the event loop tells when there is something to read.
 The remote methods are looked up once. There is no login.
 """
 

@@ -7,6 +7,7 @@ at again when the handler is called.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaValidator, core_schema
 
 from ..exceptions import InvalidParams
@@ -29,6 +31,22 @@ MESSAGE_SHOWN = 200
 _PLAIN_TYPES = (int, str, bool, float, bytes, type(None))
 
 Kind = Literal["coroutine", "thread", "inline"]
+
+
+class _Schema(GenerateJsonSchema):
+    """Describes whatever can be served; what JSON Schema has no words for is left open."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        return {}
+
+    def arguments_schema(self, schema: core_schema.ArgumentsSchema) -> dict[str, Any]:
+        # By name also what may be given by position only: a name says more than a number.
+        return self.kw_arguments_schema(schema["arguments_schema"], schema.get("var_kwargs_schema"))
+
+
+_AS_SENT: Any = {"mode": "serialization", "schema_generator": _Schema}
 
 
 class Method:
@@ -64,7 +82,10 @@ class Method:
         shown = {key: _shown(hint) for key, hint in hints.items()}
         injected = [key for key in signature.parameters if _is_connection(hints.get(key))]
         self._injected = tuple(injected)
-        parameters = [
+        everything = signature.parameters.values()
+        self._positional_only = [p for p in everything if p.kind is p.POSITIONAL_ONLY]
+        self._by_name = [p.name for p in everything if p.kind is not p.POSITIONAL_ONLY]
+        self._data = parameters = [
             p.replace(annotation=shown.get(key, p.annotation))
             for key, p in signature.parameters.items()
             if key not in injected
@@ -78,10 +99,10 @@ class Method:
                     f"method {name!r}: *{parameter.name} cannot be validated; name the parameters"
                 )
         self._model = _lone_model(parameters, hints)
+        self._model_adapter = None if self._model is None else _adapter(name, hints[self._model])
         self._adapter: TypeAdapter[Any] = _parameters_adapter(name, parameters, hints, extra)
         self._validate = _arguments_validator(self._adapter)
-        self._known = {p.name for p in parameters} if extra == "ignore" else None
-        plain = self._model is None and self._known is None and not injected
+        plain = self._model is None and extra == "forbid" and not injected
         self.start: Callable[[Any, Any], Any] = (
             self._plain_start() if plain and self.kind != "thread" else self._start
         )
@@ -101,18 +122,23 @@ class Method:
         """
         try:
             if self._model is not None and type(data) is dict:
-                data = (data,)
+                data = {self._model: data} if self._model in self._by_name else (data,)
             args, kwargs = self._validate(data)
         except ValidationError as exc:
             raise _invalid_params(self.name, exc, lone=self._model is not None) from None
-        if self._known is not None:
-            kwargs = {key: value for key, value in kwargs.items() if key in self._known}
-        for key in self._injected:
-            kwargs[key] = connection
-        if self.kind == "thread":
-            function = self.function
-            return lambda: function(*args, **kwargs)
-        return self.function(*args, **kwargs)
+        call = self._bound(args, kwargs, connection)
+        return call if self.kind == "thread" else call()
+
+    def _bound(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], connection: Any
+    ) -> Callable[[], Any]:
+        """Return the call, with what is injected in its place and unknown parameters left out."""
+        given = dict(zip((p.name for p in self._data), args, strict=False))
+        given.update(kwargs)
+        given.update(dict.fromkeys(self._injected, connection))
+        positional = [given.get(p.name, p.default) for p in self._positional_only]
+        named = {name: given[name] for name in self._by_name if name in given}
+        return functools.partial(self.function, *positional, **named)
 
     def _plain_start(self) -> Callable[[Any, Any], Any]:
         """Return `start` for a handler that needs nothing but its validated parameters.
@@ -137,15 +163,12 @@ class Method:
 
     def describe(self) -> dict[str, Any]:
         """Return what discovery tells of the method."""
-        if self._model is not None:
-            parameters = TypeAdapter(self._model).json_schema()
-        else:
-            parameters = self._adapter.json_schema()
+        adapter, returns = self._model_adapter or self._adapter, self._returns
         return {
             "name": self.name,
             "description": inspect.getdoc(self.function) or "",
-            "parameters": parameters,
-            "returns": self._returns.json_schema() if self._returns is not None else {},
+            "parameters": adapter.json_schema(schema_generator=_Schema),
+            "returns": {} if returns is None else returns.json_schema(**_AS_SENT),
             "requires": None,
         }
 
@@ -180,17 +203,18 @@ class MessageHandler:
         self.concurrent = concurrent
         self.kind: Kind = _kind(function, name, thread)
         signature, hints = _signature(function, name)
-        keys = list(signature.parameters)
-        self._with_connection = with_connection
-        if with_connection:
-            keys = keys[1:]
-        injected = [key for key in keys if _is_connection(hints.get(key))]
-        rest = [key for key in keys if key not in injected]
-        wanted = "(connection, message)" if with_connection else "(message)"
-        if len(rest) != 1 or len(keys) + with_connection != len(signature.parameters):
+        parameters = list(signature.parameters.values())
+        injected = {p.name for p in parameters if _is_connection(hints.get(p.name))}
+        injected.update(p.name for p in parameters[:with_connection])
+        needed = [p for p in parameters if p.name not in injected and p.default is p.empty]
+        if len(needed) != 1 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+            wanted = "(connection, message)" if with_connection else "(message)"
             raise TypeError(f"handler for message {name!r} must take {wanted}, not {signature}")
-        self._injected = tuple(injected)
-        annotation = hints.get(rest[0], Any)
+        self._message = needed[0].name
+        filled = [p for p in parameters if p.name in injected or p.name == self._message]
+        self._by_position = [p.name for p in filled if p.kind is not p.KEYWORD_ONLY]
+        self._by_name = [p.name for p in filled if p.kind is p.KEYWORD_ONLY]
+        annotation = hints.get(self._message, Any)
         self._validate: Callable[[Any], Any] | None = None
         if annotation is not Any:
             self._validate = _adapter(name, annotation).validate_python
@@ -203,18 +227,17 @@ class MessageHandler:
                 data = self._validate(data)
             except ValidationError as exc:
                 raise _invalid_params(self.name, exc) from None
-        args = (connection, data) if self._with_connection else (data,)
-        kwargs = dict.fromkeys(self._injected, connection)
+        args = [data if name == self._message else connection for name in self._by_position]
+        named = {name: data if name == self._message else connection for name in self._by_name}
         if self.kind == "thread":
-            function = self.function
-            return lambda: function(*args, **kwargs)
-        return self.function(*args, **kwargs)
+            return functools.partial(self.function, *args, **named)
+        return self.function(*args, **named)
 
 
 def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
     if not callable(function):
         raise TypeError(f"handler {name!r} must be a function, not {type(function).__name__}")
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    call = _underlying(function)
     if inspect.isasyncgenfunction(call) or inspect.isgeneratorfunction(call):
         raise TypeError(f"handler {name!r} is a generator, and streams are not served yet")
     if inspect.iscoroutinefunction(call):
@@ -226,15 +249,25 @@ def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
 
 def _signature(function: Callable[..., Any], name: str) -> tuple[inspect.Signature, dict[str, Any]]:
     """Return the signature and the annotations as objects."""
-    call = function if inspect.isroutine(function) else type(function).__call__
     try:
-        hints = typing.get_type_hints(call, include_extras=True)
+        signature = inspect.signature(function)
+    except ValueError as exc:
+        raise TypeError(f"handler {name!r} has no signature that could be read: {exc}") from exc
+    try:
+        hints = typing.get_type_hints(_underlying(function), include_extras=True)
     except Exception as exc:
         raise TypeError(
             f"an annotation of handler {name!r} cannot be resolved: {exc}; "
             "it must be importable at module level where the handler is defined"
         ) from exc
-    return inspect.signature(function), hints
+    return signature, hints
+
+
+def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that is behind a partial or a callable object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _shown(hint: Any) -> Any:
@@ -248,12 +281,13 @@ def _is_connection(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Connection)
 
 
-def _lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> Any:
-    """Return the Pydantic model that takes the whole map of parameters, if that is all there is."""
+def _lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:
+    """Return the name of the only parameter, if it is a model and so takes the whole map."""
     if len(parameters) != 1:
         return None
-    hint = hints.get(parameters[0].name)
-    return hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+    name = parameters[0].name
+    hint = hints.get(name)
+    return name if isinstance(hint, type) and issubclass(hint, BaseModel) else None
 
 
 def _parameters_adapter(
@@ -321,9 +355,22 @@ def _all_plain(union: types.UnionType) -> bool:
 
 def _adapter(name: str, hint: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(hint)
+        adapter: TypeAdapter[Any] = TypeAdapter(hint)
+        adapter.core_schema["type"]  # raises for a model with names that are not defined yet
+        return adapter
     except PydanticUserError as exc:
-        raise TypeError(f"handler {name!r} cannot be validated by Pydantic: {exc.message}") from exc
+        signature = getattr(hint, "__signature__", hint)
+        raise TypeError(
+            f"handler {name!r} with {signature} cannot be validated by Pydantic: {exc.message}"
+        ) from exc
+
+
+def _message(error: Any) -> str:
+    """Return the message of one error; Pydantic's own would repeat a wrong tag."""
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        return f"{context['discriminator']} should be one of {context['expected_tags']}"
+    return str(error["msg"])
 
 
 def _invalid_params(name: str, error: ValidationError, *, lone: bool = False) -> InvalidParams:
@@ -331,11 +378,11 @@ def _invalid_params(name: str, error: ValidationError, *, lone: bool = False) ->
 
     The place of a lone model is left out of the paths, because its fields are the parameters.
     """
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    found = error.errors(include_url=False, include_input=False)
     errors = [
         {
             "path": ".".join(str(part) for part in one["loc"][lone:])[:MESSAGE_SHOWN],
-            "message": one["msg"][:MESSAGE_SHOWN],
+            "message": _message(one)[:MESSAGE_SHOWN],
             "type": one["type"],
         }
         for one in found[:ERRORS_SHOWN]

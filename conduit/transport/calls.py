@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -57,6 +59,10 @@ NAME_BYTES: Final = 256
 Params = Mapping[str, Any] | Sequence[Any] | BaseModel | None
 
 
+_Table = dict[int, tuple["asyncio.Future[list[Any]]", float, str, "float | None"]]
+"""Id -> what its caller waits on, the deadline, the name, and the timeout in seconds."""
+
+
 class Calls:
     """The outgoing calls of one connection.
 
@@ -82,6 +88,7 @@ class Calls:
         "_outlet",
         "_pending",
         "_prefixes",
+        "_replies",
         "_sweep",
         "_timeout",
         "_value_max",
@@ -108,9 +115,10 @@ class Calls:
         self._backpressure = backpressure
         self._opened = False
         self._limit = 0
-        self._value_max = 0
+        self._value_max = sys.maxsize
         self._line = Line(loop)
-        self._pending: dict[int, tuple[asyncio.Future[list[Any]], float, str, float | None]] = {}
+        self._pending: _Table = {}
+        self._replies: _Table = {}
         self._prefixes: dict[str, bytes] = {}
         self._large: set[str] = set()
         self.late = 0
@@ -185,7 +193,7 @@ class Calls:
     async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
         """Wait for the answer to a message that was sent with an id from `take_id`."""
         future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._pending[id] = (future, deadline, name, timeout)
+        self._replies[id] = (future, deadline, name, timeout)
         if deadline != math.inf:
             self._sweep.arm(deadline)
         try:
@@ -224,7 +232,7 @@ class Calls:
 
     async def _turn(self, method: str, deadline: float, seconds: float | None) -> None:
         """Wait in line until the peer grants a slot and there is room to send."""
-        outlet = self._outlet
+        outlet, again = self._outlet, False
         while True:
             if outlet.closed is not None:
                 raise closed_again(outlet.closed)
@@ -241,14 +249,15 @@ class Calls:
                     f"at once, so {method!r} was not sent"
                 )
             try:
-                await self._line.wait(None if deadline == math.inf else deadline)
+                await self._line.wait(None if deadline == math.inf else deadline, again=again)
             except asyncio.TimeoutError:
                 raise RPCTimeout(
                     f"{method!r} waited {seconds} s for one of {self._limit} call slots",
                     details={"retryable": True, "executed": False},
                 ) from None
-            if len(self._pending) < self._limit and not outlet.blocked:
+            if len(self._pending) < self._limit and not outlet.blocked and outlet.closed is None:
                 return
+            again = True
 
     def _move(self) -> None:
         if len(self._pending) < self._limit and not self._outlet.blocked:
@@ -275,7 +284,8 @@ class Calls:
                     f"{FrameType(frame.type).name} must carry [result] or [result, headers]",
                     close_code=CloseCode.BAD_PAYLOAD,
                 )
-        entry = self._pending.pop(frame.id, None)
+        table = self._replies if frame.type == _MESSAGE else self._pending
+        entry = table.pop(frame.id, None)
         if self._line.waiters:
             self._move()
         if entry is None or entry[0].done():
@@ -299,7 +309,7 @@ class Calls:
             raise ProtocolError(
                 "RPC_ERROR must carry [code, message, details]", close_code=CloseCode.BAD_PAYLOAD
             )
-        entry = self._pending.pop(frame.id, None)
+        entry = self._pending.pop(frame.id, None) or self._replies.pop(frame.id, None)
         if self._line.waiters:
             self._move()
         if entry is None or entry[0].done():
@@ -311,26 +321,30 @@ class Calls:
     def expire(self, now: float) -> float:
         """End the calls whose deadline has passed, and return the next deadline."""
         upcoming = math.inf
-        for id, (future, deadline, name, seconds) in list(self._pending.items()):
-            if deadline <= now:
-                if not future.done():
-                    future.set_exception(RPCTimeout(f"no answer to {name!r} within {seconds} s"))
-                self._abandon(id, "the deadline has passed")
-            else:
-                upcoming = min(upcoming, deadline)
+        for table in (self._pending, self._replies):
+            for id, (future, deadline, name, seconds) in list(table.items()):
+                if deadline <= now:
+                    if not future.done():
+                        text = f"no answer to {name!r} within {seconds} s"
+                        future.set_exception(RPCTimeout(text))
+                    self._abandon(id, "the deadline has passed")
+                else:
+                    upcoming = min(upcoming, deadline)
         return upcoming
 
     def _abandon(self, id: int, reason: str) -> None:
         """Tell the peer to stop; its final frame still ends the entry."""
-        entry = self._pending.get(id)
+        table = self._pending if id in self._pending else self._replies
+        entry = table.get(id)
         if entry is not None and self._outlet.closed is None:
-            self._pending[id] = (entry[0], math.inf, entry[2], entry[3])
+            table[id] = (entry[0], math.inf, entry[2], entry[3])
             self._outlet.send(_CANCEL, id, self._encoder.pack([reason]))
 
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
-        pending, self._pending = self._pending, {}
-        for future, _, name, _ in pending.values():
+        entries = [*self._pending.values(), *self._replies.values()]
+        self._pending, self._replies = {}, {}
+        for future, _, name, _ in entries:
             if not future.done():
                 lost = ConnectionLost(
                     error.reason,
@@ -339,7 +353,7 @@ class Calls:
                 )
                 lost.__cause__ = error.__cause__
                 future.set_exception(lost)
-        self._line.fail(closed_again(error))
+        self._line.fail(partial(closed_again, error))
 
 
 def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:

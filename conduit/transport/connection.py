@@ -426,7 +426,7 @@ class Connection:
             payload = getattr(events[0], "payload", None)
             if isinstance(payload, memoryview) and isinstance(payload.obj, bytearray):
                 self._shared.recycle(memoryview(payload.obj))
-        return self._protocol.large is not None
+        return self._after()
 
     def receive(self, data: bytes) -> bool:
         """Take bytes from the peer: handle all that they complete, then write once.
@@ -439,6 +439,11 @@ class Connection:
             self._wire_log.received(data)
         protocol = self._protocol
         self._handle(protocol.receive(data))
+        return self._after()
+
+    def _after(self) -> bool:
+        """See to the acknowledgement of what came, and say whether a large frame is under way."""
+        protocol = self._protocol
         if protocol.ack_due and not self._acknowledging:
             self._acknowledging = True
             self._shared.acknowledge_later(self)
@@ -457,6 +462,8 @@ class Connection:
                 if kind == _RESPONSE:
                     resolved |= calls.answered(event)
                     continue
+                if self._error is not None:
+                    break  # closed by a handler of this batch: nobody would get the answers
                 if token is None:
                     token = HANDLING.set(self)
                 if kind == _REQUEST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 __all__ = ["Line"]
 
@@ -24,11 +25,12 @@ class Line:
         self._loop = loop
         self.waiters: deque[asyncio.Future[None]] | None = None
 
-    async def wait(self, deadline: float | None = None) -> None:
+    async def wait(self, deadline: float | None = None, *, again: bool = False) -> None:
         """Wait for the turn.
 
         Args:
             deadline: When to give up, on the loop's clock.
+            again: The turn came and could not be used, so wait at the head of the line.
 
         Raises:
             asyncio.TimeoutError: The deadline passed in line.
@@ -37,7 +39,10 @@ class Line:
         if self.waiters is None:
             self.waiters = deque()
         turn: asyncio.Future[None] = self._loop.create_future()
-        self.waiters.append(turn)
+        if again:
+            self.waiters.appendleft(turn)
+        else:
+            self.waiters.append(turn)
         timer = None
         if deadline is not None:
             timer = self._loop.call_at(deadline, _expire, turn)
@@ -45,7 +50,8 @@ class Line:
             await turn
         except BaseException:
             self._leave(turn)
-            self.move()
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.move()  # it was this one's turn, which is now the next one's
             raise
         finally:
             if timer is not None:
@@ -61,12 +67,12 @@ class Line:
         if self.waiters and not self.waiters[0].done():
             self.waiters[0].set_result(None)
 
-    def fail(self, error: Exception) -> None:
-        """Send everybody away with an error."""
+    def fail(self, error: Callable[[], Exception]) -> None:
+        """Send everybody away, each with an error of their own."""
         waiters, self.waiters = self.waiters or (), None
         for turn in waiters:
             if not turn.done():
-                turn.set_exception(error)
+                turn.set_exception(error())
 
 
 def _expire(turn: asyncio.Future[None]) -> None:

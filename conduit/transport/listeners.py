@@ -82,6 +82,7 @@ class Listener:
         self._make = make
         self._shared = Shared.of(self._loop)
         self._starting: set[asyncio.Task[None]] = set()
+        self._accepted: set[socket.socket] = set()
         self._task = self._loop.create_task(self._accept())
 
     @property
@@ -101,11 +102,13 @@ class Listener:
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 accepted.close()
                 continue
+            self._accepted.add(accepted)
             task = self._loop.create_task(self._start(accepted))
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
 
     async def _start(self, accepted: socket.socket) -> None:
+        self._accepted.discard(accepted)  # from here on asyncio owns it
         try:
             await self._loop.connect_accepted_socket(
                 lambda: SocketLink(self._shared, self._make),
@@ -123,6 +126,8 @@ class Listener:
         for task in self._starting:
             task.cancel()
         await asyncio.gather(self._task, *self._starting, return_exceptions=True)
+        for accepted in self._accepted:  # tasks that were cancelled before their first step
+            accepted.close()
         self._socket.close()
 
 

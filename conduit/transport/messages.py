@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 from collections import deque
 from functools import partial
 from typing import Any, Final
@@ -24,6 +25,7 @@ from ..exceptions import (
     ProtocolError,
     RPCError,
     RPCTimeout,
+    Unavailable,
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, Frame, FrameType, word
@@ -84,6 +86,7 @@ class Messages:
         "_bytes",
         "_count",
         "_encoder",
+        "_granted",
         "_inbox",
         "_line",
         "_open_bytes",
@@ -92,6 +95,7 @@ class Messages:
         "_owed_bytes",
         "_owed_count",
         "_reliable",
+        "_replies",
         "_routes",
         "_running",
         "_serving",
@@ -122,10 +126,11 @@ class Messages:
         self._window = window
         self._waits = backpressure
         self._line = Line(loop)
-        self._count = self._bytes = 0
-        self._value_max = 0
+        self._count = self._bytes = self._granted = 0
+        self._value_max = sys.maxsize
         self._open_count = self._open_bytes = 0
         self._owed_count = self._owed_bytes = 0
+        self._replies = 0
         self._busy = False
         self._running: set[asyncio.Future[Any]] | None = None
         self._inbox: deque[_Incoming] | None = None
@@ -136,6 +141,7 @@ class Messages:
     def opened(self, peer: Capabilities) -> None:
         """Learn what the peer grants."""
         self._count, self._bytes = peer.window
+        self._granted = peer.window[0]
         self._value_max = peer.frame_max
 
     # Out.
@@ -172,32 +178,23 @@ class Messages:
         return 0
 
     def _encode(self, name: str, data: Any) -> bytes:
-        payload = encode_message(self._encoder, name, data)
-        if len(payload) > self._value_max and self._outlet.closed is None:
-            size = len(payload) - len(name.encode())
-            if size > self._value_max:
-                raise too_large(f"the data of {name!r}", size, self._value_max)
-        return payload
+        if self._outlet.closed is not None:
+            raise closed_again(self._outlet.closed)
+        return encode_message(self._encoder, name, data, self._value_max)
 
     def _may_send(self) -> bool:
-        return (
-            self._count > 0
-            and self._bytes > 0
-            and not self._line.waiters
-            and not self._reliable
-            and not self._outlet.blocked
-            and self._outlet.closed is None
-        )
+        return not self._line.waiters and not self._reliable and self._has_room()
 
     async def _turn(self, name: str, deadline: float, seconds: float | None) -> None:
         """Wait in line for credit and for room in the outbox."""
+        again = False
         while True:
             if self._outlet.closed is not None:
                 raise closed_again(self._outlet.closed)
             if not self._waits:
                 raise Overloaded(f"the peer does not keep up, so {name!r} was not sent")
             try:
-                await self._line.wait(None if deadline == math.inf else deadline)
+                await self._line.wait(None if deadline == math.inf else deadline, again=again)
             except asyncio.TimeoutError:
                 raise RPCTimeout(
                     f"{name!r} waited {seconds} s for credit",
@@ -205,9 +202,16 @@ class Messages:
                 ) from None
             if self._has_room():
                 return
+            again = True
 
     def _has_room(self) -> bool:
-        return self._count > 0 and self._bytes > 0 and not self._outlet.blocked
+        return (
+            self._count > 0
+            and self._bytes > 0
+            and self._replies < self._window[0]
+            and not self._outlet.blocked
+            and self._outlet.closed is None
+        )
 
     def _put(self, id: int, payload: bytes) -> None:
         self._count -= 1
@@ -247,6 +251,7 @@ class Messages:
 
     def receive(self, frame: Frame) -> None:
         """Take MESSAGE that is not a reply to a request, and see to its handler."""
+        self._serving.check_held()
         reply = bool(frame.flags & REPLY)
         size = len(frame.payload) if frame.flags & SEQUENCED and not reply else 0
         try:
@@ -261,6 +266,10 @@ class Messages:
         if size:
             self._spend(size)
         name, data = body
+        if self._serving.draining and not reply:
+            details = {"executed": False, "retryable": True}
+            self._unhandled(frame.id, Unavailable("the server stops", details=details), size)
+            return
         handler = self._routes.messages.get(name)
         if handler is None:
             if not reply:
@@ -269,10 +278,12 @@ class Messages:
         message = _Incoming(name, data, handler, frame.id, size, reply=reply)
         if not self._busy or handler.concurrent:
             self._run(message)
-        elif size:
+        elif size or reply:
             if self._inbox is None:
                 self._inbox = deque()
             self._inbox.append(message)
+            if reply:
+                self._keep_reply()
         else:
             if self._best_effort is None:
                 self._best_effort = deque()
@@ -291,6 +302,19 @@ class Messages:
             )
         self._open_count += 1
         self._open_bytes += size
+
+    def _keep_reply(self) -> None:
+        """Count a reply that waits for its handler.
+
+        Nothing more is sent while as many wait as messages may, so only a peer that makes replies
+        up can get further.
+        """
+        self._replies += 1
+        if self._replies > 2 * self._window[0] + self._granted:
+            raise ProtocolError(
+                f"{self._replies} replies wait here, more than there were messages",
+                close_code=CloseCode.FLOOD,
+            )
 
     def _unhandled(self, id: int, error: RPCError, size: int) -> None:
         if id:
@@ -349,7 +373,11 @@ class Messages:
                 if self._best_effort:
                     self._run(self._best_effort.popleft())
                 elif self._inbox:
-                    self._run(self._inbox.popleft())
+                    message = self._inbox.popleft()
+                    if message.reply:
+                        self._replies -= 1
+                        self.room()
+                    self._run(message)
                 else:
                     break
         finally:
@@ -383,9 +411,7 @@ class Messages:
             name = f"{message.name}_response"
         else:
             return
-        payload = encode_message(self._encoder, name, result)
-        if len(payload) > self._value_max:
-            raise too_large(f"the answer to {message.name!r}", len(payload), self._value_max)
+        payload = encode_message(self._encoder, name, result, self._value_max)
         self._serving.send(_REPLY, message.id, payload)
 
     def _pay_back(self, size: int) -> None:
@@ -400,14 +426,22 @@ class Messages:
 
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
-        self._line.fail(closed_again(error))
+        self._line.fail(partial(closed_again, error))
         self._inbox = self._best_effort = self._reliable = None
         for future in self._running or ():
             future.cancel()
 
 
-def encode_message(encoder: Encoder, name: str, data: Any) -> bytes:
-    """Return the payload of a MESSAGE."""
+def encode_message(encoder: Encoder, name: str, data: Any, limit: int = sys.maxsize) -> bytes:
+    """Return the payload of a MESSAGE.
+
+    Raises:
+        PayloadTooLarge: The data take more than `limit` bytes.
+        ValueError: The name is none.
+    """
     if not isinstance(name, str) or not 0 < len(name.encode()) <= NAME_BYTES:
         raise ValueError(f"a message name is text of 1 to {NAME_BYTES} bytes, not {name!r:.80}")
-    return b"\x92" + encoder.pack(name) + encoder.pack(data)
+    value = encoder.pack(data)
+    if len(value) > limit:
+        raise too_large(f"the data of {name!r}", len(value), limit)
+    return b"\x92" + encoder.pack(name) + value

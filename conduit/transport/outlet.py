@@ -21,6 +21,8 @@ from ..protocol.cndt import CNDT
 __all__ = ["Link", "Outlet"]
 
 FLUSH_FRAMES = 64
+FLUSH_BYTES = 16 * 1024
+"""Bytes of a payload that is written at once, so that what is queued stays small."""
 
 
 class Link(Protocol):
@@ -96,7 +98,7 @@ class Outlet:
 
     def send(self, word: int, id: int, payload: bytes) -> None:
         """Send a sequenced frame soon."""
-        if self.protocol.send(word, id, payload) >= FLUSH_FRAMES:
+        if self.protocol.send(word, id, payload) >= FLUSH_FRAMES or len(payload) >= FLUSH_BYTES:
             self.flush()
         elif not self.corked:
             self.corked = True

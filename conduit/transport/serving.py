@@ -126,22 +126,26 @@ class Serving:
         starter: Starts coroutines.
         sweep: Watches the deadlines.
         limit: Calls that may run at once.
+
+    Attributes:
+        draining: Whether new calls are refused because the end is near.
     """
 
     __slots__ = (
         "_connection",
-        "_draining",
         "_encoder",
         "_held",
         "_limit",
         "_loop",
         "_outlet",
+        "_requests",
         "_routes",
         "_running",
         "_start",
         "_sweep",
         "_ttl",
         "_value_max",
+        "draining",
     )
 
     def __init__(
@@ -164,10 +168,11 @@ class Serving:
         self._start = starter.start
         self._sweep = sweep
         self._limit = limit
-        self._draining = False
+        self.draining = False
         self._ttl: float | None = None
         self._value_max = 0
         self._running: dict[int, _Running] = {}
+        self._requests: dict[int, _Running] = {}
         self._held: list[tuple[int, int, bytes]] = []
 
     def opened(self, peer: Capabilities) -> None:
@@ -199,14 +204,16 @@ class Serving:
             )
         handler = self._routes.methods.get(body[0])
         if handler is None:
+            self.check_held()
             self.refuse(id, self._routes.unknown_method(body[0]))
             return
-        if self._draining:
+        if self.draining:
             details = {"executed": False, "retryable": True}
             self.refuse(id, Unavailable("the server stops", details=details))
             return
         if len(self._running) + len(self._held) >= self._limit:
-            self._overloaded(id)
+            self.check_held()
+            self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
             return
         try:
             if handler.kind == "coroutine":
@@ -221,14 +228,17 @@ class Serving:
             return
         self._track(id, handler, result.future, body)
 
-    def _overloaded(self, id: int) -> None:
+    def check_held(self) -> None:
+        """Refuse to go on with a peer that goes on asking and does not acknowledge the answers.
+
+        Raises:
+            ProtocolError: Too many answers are held.
+        """
         if len(self._held) > 2 * self._limit:
             raise ProtocolError(
-                f"{len(self._held)} answers wait for a peer that goes on calling and does not "
-                "acknowledge them",
+                f"{len(self._held)} answers wait for an acknowledgement of what was sent before",
                 close_code=CloseCode.FLOOD,
             )
-        self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
 
     def execute(self, handler: Handler, data: Any) -> Any:
         """Run a handler until it suspends.
@@ -259,15 +269,14 @@ class Serving:
         future.add_done_callback(partial(self._ended, id))
 
     def track_message(self, id: int, handler: Handler, future: asyncio.Future[Any]) -> None:
-        """Let a message that wants an answer be cancelled like a call."""
+        """Let a message that wants an answer be cancelled like a call. It takes no slot."""
         if id:
-            self._running[id] = _Running(
-                handler, future, math.inf, task=handler.kind == "coroutine"
-            )
+            task = handler.kind == "coroutine"
+            self._requests[id] = _Running(handler, future, math.inf, task=task)
 
     def untrack(self, id: int) -> RPCError | None:
         """Forget a message, and return why its handler was stopped, if it was."""
-        running = self._running.pop(id, None)
+        running = self._requests.pop(id, None)
         return running.stopped if running is not None else None
 
     def _ended(self, id: int, future: asyncio.Future[Any]) -> None:
@@ -338,18 +347,19 @@ class Serving:
 
     def refuse(self, id: int, error: RPCError) -> None:
         """Answer with an error."""
+        code, message = error.code, _clean(error.message)
         try:
-            payload = self._encoder.pack([error.code, error.message, error.details])
+            payload = self._encoder.pack([code, message, error.details])
         except (TypeError, ValueError, OverflowError):
             logger.exception("the details of %s cannot be sent", type(error).__name__)
-            payload = self._encoder.pack([error.code, error.message[:1000], {}])
+            payload = self._encoder.pack([code, message[:1000], {}])
         if len(payload) > self._value_max:
-            payload = self._encoder.pack([error.code, error.message[:1000], {}])
+            payload = self._encoder.pack([code, message[:1000], {}])
         self.send(_ERROR, id, payload)
 
     def cancel(self, id: int) -> bool:
         """Take CANCEL; False when no handler runs for that id."""
-        running = self._running.get(id)
+        running = self._running.get(id) or self._requests.get(id)
         if running is None:
             return False
         running.stop(CallCancelled("the caller has given up"))
@@ -368,26 +378,36 @@ class Serving:
 
     async def drain(self, grace: float) -> None:
         """Take no new call, and wait up to `grace` seconds for those that run."""
-        self._draining = True
+        self.draining = True
         await self._wait(grace)
-        for running in self._running.values():
+        for running in (*self._running.values(), *self._requests.values()):
             running.stop(Unavailable("the server stops", details={"retryable": True}))
         await self._wait(CANCEL_TIME)
 
     async def _wait(self, seconds: float) -> None:
         """Wait for the running handlers, but not for one that is waiting here itself."""
         me = asyncio.current_task()
-        futures = [entry.future for entry in self._running.values() if entry.future is not me]
+        running = (*self._running.values(), *self._requests.values())
+        futures = [entry.future for entry in running if entry.future is not me]
         if futures:
             await asyncio.wait(futures, timeout=seconds)
             await asyncio.sleep(0)  # their answers are sent by callbacks that are ready now
 
     def stop(self) -> None:
         """Stop every handler: the connection has gone, and with it who would read the answers."""
-        running, self._running = self._running, {}
+        running = (*self._running.values(), *self._requests.values())
+        self._running, self._requests = {}, {}
         self._held.clear()
-        for entry in running.values():
+        for entry in running:
             entry.stop(CallCancelled("the connection has gone"))
+
+
+def _clean(message: object) -> str:
+    """Return a text that can be sent, whatever a handler has put into its error."""
+    try:
+        return str(message).encode(errors="replace").decode()
+    except Exception:  # noqa: BLE001  # __str__ of an object of the application
+        return ""
 
 
 def _is_meta(meta: Any) -> bool:

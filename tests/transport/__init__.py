@@ -1,1 +1,1 @@
-"""The asyncio half: tasks, calls, handlers, messages and connections, most of it without a socket."""
+"""The asyncio half: tasks, calls, handlers, messages, connections; most of it without a socket."""

@@ -15,6 +15,7 @@ arrives, when and in which pieces. `SocketPair` is the same over a real pair of 
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -58,7 +59,7 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition that no event tells of."""
 
     async def look() -> None:
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # it lets the loop run and does not sleep
             await asyncio.sleep(0)
 
     await within(look())
@@ -361,12 +362,17 @@ class Side:
 
     def start(self, method: str, args: Any = None, **options: Any) -> asyncio.Future[Any]:
         """Call the other side in a task of its own."""
-        return asyncio.ensure_future(self.call(method, args, **options))
+        call: asyncio.Future[Any] = asyncio.ensure_future(self.call(method, args, **options))
+        return call
 
     def write(self, type: FrameType, id: int, body: Any, flags: int = SEQUENCED) -> None:
         """Send a frame that the library would not send by itself."""
         self.connection.protocol.send(word(type, flags), id, msgpack.packb(body))
         self.connection.flush()
+
+    def given(self, link: SocketLink, transport: asyncio.Transport) -> Connection:
+        """Return the connection to a socket that is ready."""
+        return self.connection
 
     # What the connection calls.
 
@@ -436,8 +442,6 @@ class SocketPair(Pair):
         loop = asyncio.get_running_loop()
         for side, end in zip((self.server, self.client), socket.socketpair(), strict=True):
             end.setblocking(False)
-            connection = side.connection
             side.transport, side.link = await loop.create_connection(
-                lambda made=connection: SocketLink(Shared.of(loop), lambda link, transport: made),
-                sock=end,
+                functools.partial(SocketLink, Shared.of(loop), side.given), sock=end
             )

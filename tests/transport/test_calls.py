@@ -1,4 +1,4 @@
-"""The calls that a side makes: ids, slots, deadlines, cancellation, and the end of the connection."""
+"""The calls that a side makes: ids, slots, deadlines, cancellation, and the end of it all."""
 
 from __future__ import annotations
 

@@ -114,9 +114,9 @@ async def test_a_deadline_that_has_passed_ends_the_wait_at_once() -> None:
 async def test_everybody_is_sent_away() -> None:
     queue = Queue()
     await queue.enter(*"ab", seconds=60)
-    queue.line.fail(ConnectionClosed("the end"))
+    queue.line.fail(lambda: ConnectionClosed("the end"))
     for name in "ab":
         with pytest.raises(ConnectionClosed, match="the end"):
             await within(queue.tasks[name])
     assert queue.through == [] and not queue.line.waiters
-    queue.line.fail(ConnectionClosed("again"))
+    queue.line.fail(lambda: ConnectionClosed("again"))

@@ -31,7 +31,7 @@ async def bare_peer() -> AsyncIterator[tuple[Side, socket.socket]]:
     peer.setblocking(False)
     accepted.setblocking(False)
     side.transport, side.link = await loop.create_connection(
-        lambda: SocketLink(Shared.of(loop), lambda link, transport: side.connection), sock=accepted
+        lambda: SocketLink(Shared.of(loop), side.given), sock=accepted
     )
     with peer:
         yield side, peer
@@ -151,8 +151,11 @@ async def test_a_full_buffer_pauses_and_an_empty_one_lets_go_on() -> None:
 async def test_what_was_written_before_the_end_arrives_though_the_peer_is_slow() -> None:
     async with SocketPair() as pair:
         pair.server.transport.pause_reading()
-        sends = [pair.client.connection.send("news", bytes(50_000)) for _ in range(20)]
-        await within(asyncio.gather(*sends))
+        send = pair.client.connection.send
+        sends = [asyncio.ensure_future(send("news", bytes(50_000))) for _ in range(20)]
+        await turns()
+        written = sum(one.done() for one in sends)  # the others wait for room
+        assert pair.client.link.unsent() > 0
         closing = asyncio.ensure_future(pair.client.connection.close(4403, "that was all"))
         await turns()
         pair.server.transport.resume_reading()
@@ -160,4 +163,6 @@ async def test_what_was_written_before_the_end_arrives_though_the_peer_is_slow()
         await within(pair.server.connection.wait_closed())
         reason = pair.server.connection.reason
         assert reason is not None and reason.reason == "that was all"
-        assert pair.server.connection.protocol.session.received == 20
+        assert pair.server.connection.protocol.session.received == written > 0
+        results = await asyncio.gather(*sends, return_exceptions=True)
+        assert [type(one) for one in results[written:]] == [ConnectionClosed] * (20 - written)

@@ -1,4 +1,4 @@
-"""The handlers that run for the peer: one answer each, limits, deadlines, and errors of any kind."""
+"""The handlers that run for the peer: one answer each, limits, deadlines, all kinds of errors."""
 
 from __future__ import annotations
 
@@ -707,32 +707,34 @@ async def test_what_a_cancelled_call_raises_is_that_it_was_cancelled() -> None:
 # The end of the service
 
 
-async def test_a_handler_may_close_its_connection_while_more_requests_wait() -> None:
-    for pair_of in (Pair, SocketPair):
-        async with pair_of() as pair:
-            served: list[str] = []
+@pytest.mark.parametrize("pair_of", [Pair, SocketPair])
+async def test_a_handler_may_close_its_connection_while_more_requests_wait(
+    pair_of: type[Pair],
+) -> None:
+    async with pair_of() as pair:
+        served: list[str] = []
 
-            @pair.server.rpc
-            async def end(connection: Connection) -> None:
-                await connection.close(4403, "enough")
+        @pair.server.rpc
+        async def end(connection: Connection) -> None:
+            await connection.close(4403, "enough")
 
-            @pair.server.rpc
-            async def count(name: str) -> str:
-                served.append(name)
-                return name
+        @pair.server.rpc
+        async def count(name: str) -> str:
+            served.append(name)
+            return name
 
-            calls = [
-                pair.client.start("count", ["before"]),
-                pair.client.start("end"),
-                pair.client.start("count", ["after"]),
-            ]
-            results = await within(asyncio.gather(*calls, return_exceptions=True))
-            assert results[0] == "before"
-            assert all(isinstance(result, ConnectionClosed) for result in results[1:])
-            await within(pair.server.connection.wait_closed())
-            reason = pair.client.connection.reason
-            assert reason is not None and (reason.code, reason.reason) == (4403, "enough")
-            assert served == ["before"], "nobody would have got the answer"
+        calls = [
+            pair.client.start("count", ["before"]),
+            pair.client.start("end"),
+            pair.client.start("count", ["after"]),
+        ]
+        results = await within(asyncio.gather(*calls, return_exceptions=True))
+        assert results[0] == "before"
+        assert all(isinstance(result, ConnectionClosed) for result in results[1:])
+        await within(pair.server.connection.wait_closed())
+        reason = pair.client.connection.reason
+        assert reason is not None and (reason.code, reason.reason) == (4403, "enough")
+        assert served == ["before"], "nobody would have got the answer"
 
 
 async def test_a_server_that_stops_serves_what_it_has_and_nothing_new() -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import types
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +287,7 @@ async def waits_for_a_task_of_its_own(log: Log) -> Any:
 
 @case()
 async def runs_through_an_async_generator(log: Log) -> Any:
-    async def numbers() -> AsyncIterator[int]:
+    async def numbers() -> AsyncGenerator[int, None]:
         try:
             for number in range(5):
                 yield number
@@ -789,7 +789,7 @@ async def test_one_that_was_just_started_does_not_keep_a_task_from_waiting_for_t
     await turns(2)
     gate.set_result("for all")
     results = await within(asyncio.gather(task, started.future, other))
-    assert results == ["for all"] * 3
+    assert set(results) == {"for all"}
 
 
 # Cancellation from outside, later

@@ -328,7 +328,10 @@ async def test_a_task_may_end_all_the_others(background: Background) -> None:
 
 
 async def test_tasks_are_given_time_to_end_by_themselves(background: Background) -> None:
-    quick, slow = background.start(asyncio.sleep(0.001, "quick")), background.start(asyncio.sleep(60))
+    quick, slow = (
+        background.start(asyncio.sleep(0.001, "quick")),
+        background.start(asyncio.sleep(60)),
+    )
     await within(background.finish(0.02))
     assert quick.result() == "quick" and slow.cancelled()
     await within(background.finish(5))

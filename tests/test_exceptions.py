@@ -1,0 +1,257 @@
+"""The tree of errors, their codes, and how they cross the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+
+from conduit import exceptions
+from conduit.exceptions import (
+    AuthenticationError,
+    CallCancelled,
+    ConduitError,
+    ConnectionClosed,
+    ConnectionLost,
+    InternalError,
+    InvalidParams,
+    MethodNotFound,
+    Overloaded,
+    PayloadTooLarge,
+    PermissionDenied,
+    ProtocolError,
+    RPCError,
+    RPCTimeout,
+    Unavailable,
+)
+
+CODES = {
+    MethodNotFound: "method_not_found",
+    InvalidParams: "invalid_params",
+    PermissionDenied: "permission_denied",
+    PayloadTooLarge: "payload_too_large",
+    Overloaded: "overloaded",
+    Unavailable: "unavailable",
+    CallCancelled: "call_cancelled",
+    RPCTimeout: "rpc_timeout",
+    InternalError: "internal_error",
+}
+
+
+# The tree
+
+
+def test_every_error_is_a_conduit_error_and_what_python_has_for_it() -> None:
+    for name in exceptions.__all__:
+        assert issubclass(getattr(exceptions, name), ConduitError)
+    assert issubclass(ConnectionClosed, ConnectionError)
+    assert issubclass(ConnectionLost, ConnectionClosed)
+    assert issubclass(RPCTimeout, TimeoutError) and issubclass(RPCTimeout, asyncio.TimeoutError)
+    assert not issubclass(RPCError, ConnectionError)
+    for cls in CODES:
+        assert issubclass(cls, RPCError)
+
+
+def test_every_error_that_the_module_has_is_exported() -> None:
+    found = {
+        name
+        for name, value in vars(exceptions).items()
+        if inspect.isclass(value) and issubclass(value, Exception) and not name.startswith("_")
+    }
+    assert found == set(exceptions.__all__)
+
+
+def test_what_the_errors_carry() -> None:
+    closed = ConnectionClosed("why", code=4403, message="in other words")
+    assert (closed.reason, closed.code, str(closed)) == ("why", 4403, "in other words")
+    assert (str(ConnectionClosed()), ConnectionClosed().code) == ("the connection is closed", 1000)
+    lost = ConnectionLost()
+    assert (str(lost), lost.code, lost.executed) == ("the connection was lost", 1006, None)
+    assert ConnectionLost(executed=False).executed is False
+    assert AuthenticationError("no").code == "invalid_credentials"
+    assert AuthenticationError("no", code="refused").code == "refused"
+    assert ProtocolError("no").close_code == 1002
+    assert ProtocolError("no", close_code=1009).close_code == 1009
+
+
+# Codes
+
+
+def test_the_code_of_each_class() -> None:
+    assert {cls: cls.code for cls in CODES} == CODES
+    assert RPCError.code == RPCError("x").code == "rpc_error"
+
+
+@pytest.mark.parametrize(
+    "name, code",
+    [
+        ("ErrorOfTheseTests", "error_of_these_tests"),
+        ("HTTPFailed", "http_failed"),
+        ("NoSuchURL", "no_such_url"),
+        ("V2Only", "v2_only"),
+        ("Lowercase1x", "lowercase1x"),
+        ("Under_score", "under_score"),
+    ],
+)
+def test_the_code_of_a_class_is_its_name_in_snake_case(name: str, code: str) -> None:
+    cls: Any = type(name, (RPCError,), {})
+    assert cls.code == code
+    assert type(RPCError.from_wire(code, "x", {})) is cls
+
+
+def test_a_class_may_have_a_code_of_its_own_which_is_not_inherited() -> None:
+    class WithCode(RPCError):
+        code = "e-4711"
+
+    class Derived(WithCode):
+        pass
+
+    assert type(RPCError.from_wire("e-4711", "x", {})) is WithCode
+    assert Derived.code == "derived" and type(RPCError.from_wire("derived", "x", {})) is Derived
+
+
+def test_a_code_belongs_to_one_class() -> None:
+    with pytest.raises(TypeError, match=r"'overloaded' belongs to conduit\.exceptions\.Overloaded"):
+
+        class Mine(RPCError):
+            code = "overloaded"
+
+    assert type(RPCError.from_wire("overloaded", "x", {})) is Overloaded
+
+
+def test_a_class_of_the_same_name_in_another_module_is_another_class() -> None:
+    def define(module: str) -> type[RPCError]:
+        return type("DefinedTwice", (RPCError,), {"__module__": module})
+
+    first = define("shop.errors")
+    again = define("shop.errors")  # as a module that is loaded again does
+    assert type(RPCError.from_wire("defined_twice", "x", {})) is again is not first
+    with pytest.raises(TypeError, match=r"'defined_twice' belongs to shop\.errors\.DefinedTwice"):
+        define("billing.errors")
+
+
+# Over the wire
+
+
+class OutOfApples(RPCError):
+    """An error with parameters of its own."""
+
+    def __init__(self, what: str, *, left: int) -> None:
+        super().__init__(f"no {what} left", details={"left": left})
+        self.what = what
+
+    @property
+    def left(self) -> int:
+        return int(self.details["left"])
+
+
+@pytest.mark.parametrize("cls", [RPCError, *CODES], ids=lambda cls: cls.__name__)
+def test_an_error_arrives_as_what_it_was(cls: type[RPCError]) -> None:
+    sent = cls("some text", details={"a": [1], "retryable": True})
+    error = RPCError.from_wire(sent.code, sent.message, sent.details)
+    assert type(error) is cls
+    assert (error.code, error.message, str(error)) == (sent.code, "some text", "some text")
+    assert error.args == ("some text",)
+    assert error.details == sent.details and error.details is not sent.details
+    assert error.retryable is True
+
+
+def test_a_class_with_an_init_of_its_own_arrives_without_calling_it() -> None:
+    sent = OutOfApples("apples", left=2)
+    error = RPCError.from_wire(sent.code, sent.message, sent.details)
+    assert type(error) is OutOfApples and error.left == 2
+    assert str(error) == "no apples left"
+    assert not hasattr(error, "what"), "what is not in the details does not travel"
+
+
+def test_a_code_that_nobody_knows_arrives_as_an_rpc_error() -> None:
+    error = RPCError.from_wire("of_another_program", "text", {"x": 1})
+    assert type(error) is RPCError
+    assert (error.code, error.message, error.details) == ("of_another_program", "text", {"x": 1})
+    assert RPCError("x").code == "rpc_error", "only that one error has the code"
+
+
+def test_an_error_without_a_text_shows_its_code() -> None:
+    assert str(RPCError()) == "rpc_error"
+    assert str(Unavailable("")) == "unavailable"
+    assert str(RPCError.from_wire("odd", "", {})) == "odd"
+
+
+# Details
+
+
+def test_retry_after_is_in_seconds() -> None:
+    assert RPCError("x", details={"retry_after": 1500}).retry_after == 1.5
+    for nothing in ({}, {"retry_after": None}, {"retry_after": "soon"}):
+        assert RPCError("x", details=nothing).retry_after is None
+    assert RPCError("x").retryable is False
+
+
+def test_overloaded_means_that_nothing_was_done() -> None:
+    assert Overloaded().details == {"retryable": True, "executed": False}
+    error = Overloaded("full", details={"executed": None, "queue": 5})
+    assert error.details == {"retryable": True, "executed": None, "queue": 5}
+    assert "calls in flight" in str(Overloaded())
+
+
+@pytest.mark.parametrize(
+    "found, expected", [([{"path": "a"}], [{"path": "a"}]), (None, []), ("x", [])]
+)
+def test_errors_of_parameters_are_a_list(found: Any, expected: Any) -> None:
+    assert InvalidParams("x", details={"errors": found}).errors == expected
+    assert InvalidParams("x").errors == []
+
+
+def test_an_internal_error_has_an_id() -> None:
+    assert InternalError("x", details={"error_id": "abc"}).error_id == "abc"
+    assert InternalError("x").error_id == ""
+
+
+def test_details_are_a_copy() -> None:
+    mine = {"a": 1}
+    error = RPCError("x", details=mine)
+    error.details["b"] = 2
+    assert mine == {"a": 1}
+    assert RPCError("x").details is not RPCError("x").details
+
+
+# As other exceptions
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionClosed("why", code=4403, message="in other words"),
+        ConnectionLost("why", executed=False),
+        AuthenticationError("no", code="refused"),
+        ProtocolError("no", close_code=1009),
+        RPCError("x", details={"a": 1}),
+        Overloaded("full", details={"executed": None}),
+        RPCTimeout("late", details={"retryable": True}),
+        InternalError("x", details={"error_id": "abc"}),
+        RPCError.from_wire("of_another_program", "text", {"x": 1}),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_can_be_copied_and_pickled(error: Exception) -> None:
+    for again in (
+        copy.copy(error),
+        copy.deepcopy(error),
+        pickle.loads(pickle.dumps(error)),
+    ):
+        assert type(again) is type(error)
+        assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+
+
+def test_a_timeout_is_caught_as_any_other() -> None:
+    with pytest.raises(TimeoutError):
+        raise RPCTimeout("late")
+    with pytest.raises(asyncio.TimeoutError):
+        raise RPCTimeout("late")
+    with pytest.raises(RPCError):
+        raise RPCError.from_wire("rpc_timeout", "late", {})
+    assert str(RPCTimeout("late")) == "late"
