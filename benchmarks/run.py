@@ -1,6 +1,6 @@
 """Measure conduit beside what its users would take instead.
 
-    python benchmarks/run.py                                everything; about half an hour
+    python benchmarks/run.py                                everything; about twenty minutes
     python benchmarks/run.py --quick                        the comparison in two minutes
     python benchmarks/run.py --only conduit,picows --workloads in-flight,connections
 
@@ -75,6 +75,7 @@ class Run:
         """Measure workloads one after another, and print each as soon as it is there."""
         results = {}
         try:
+            await asyncio.gather(*map(self._get_ready, list(self.names)))
             for name in chosen:
                 started = time.monotonic()
                 results[name] = await self._workload(WORKLOADS[name])
@@ -83,6 +84,17 @@ class Run:
         finally:
             await asyncio.gather(*(pair.end() for pair in self._pairs.values()))
         return results
+
+    async def _get_ready(self, name: str) -> None:
+        """Start a contestant's processes before anything is measured."""
+        try:
+            self._pairs[name] = await self._start(name)
+        except NotInstalled as exc:
+            print(f"{name} is left out: {exc}", flush=True)
+            self.names.remove(name)
+        except Failed as exc:
+            print(f"{name} is left out, it does not start: {exc}", flush=True)
+            self.names.remove(name)
 
     async def _workload(self, workload: Workload) -> dict[str, Any]:
         names = [name for name in self.names if not workload.only or name in workload.only]
@@ -111,15 +123,12 @@ class Run:
         for number in range(min(self.rounds, point.rounds)):
             # Turned round every time, so that nobody always comes after the same one.
             for name in taking_part if number % 2 == 0 else reversed(taking_part):
-                if name in errors or name not in self.names:
+                if name in errors:
                     continue
                 try:
                     found[name].append(
                         await self._measure(name, point, self.seconds * workload.seconds)
                     )
-                except NotInstalled as exc:
-                    print(f"{name} is left out: {exc}", flush=True)
-                    self.names.remove(name)
                 except Failed as exc:
                     errors[name] = str(exc)
                     print(f"{name} failed: {exc}", flush=True)

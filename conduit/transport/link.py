@@ -81,7 +81,10 @@ class SocketLink(asyncio.BufferedProtocol):
     def write(self, data: bytes) -> None:
         """Send bytes; after the end they have nowhere to go."""
         if self._writable:
-            self._transport.write(data)
+            try:
+                self._transport.write(data)
+            except RuntimeError:  # uvloop, when the transport was closed by somebody else
+                self._writable = False
 
     def unsent(self) -> int:
         """Return the size of the transport's buffer in bytes."""

@@ -33,7 +33,7 @@ from ..protocol.payload import Encoder, decode
 from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, too_large
 from .line import Line
 from .outlet import Outlet
-from .serving import Handler, Routes, Serving, as_rpc_error
+from .serving import Handler, Routes, Serving, as_rpc_error, why_stopped
 from .tasks import Suspended
 
 __all__ = ["Messages", "encode_message"]
@@ -347,10 +347,12 @@ class Messages:
         if self._running is not None:
             self._running.discard(future)
         stopped = self._serving.untrack(message.id)
-        if future.cancelled():
-            self._settle(message, None, stopped or asyncio.CancelledError())
+        if stopped is not None:
+            self._settle(message, None, why_stopped(future, stopped, message.name))
+        elif future.cancelled():
+            self._settle(message, None, asyncio.CancelledError())
         else:
-            error = stopped or future.exception()
+            error = future.exception()
             self._settle(message, None if error is not None else future.result(), error)
         if not message.handler.concurrent:
             self._busy = False

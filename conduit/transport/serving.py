@@ -35,7 +35,7 @@ from .outlet import Outlet
 from .tasks import Starter, Suspended
 from .threads import run_in_thread
 
-__all__ = ["Handler", "Response", "Routes", "Serving"]
+__all__ = ["Handler", "Response", "Routes", "Serving", "as_rpc_error", "why_stopped"]
 
 logger = logging.getLogger("conduit.connection")
 
@@ -286,13 +286,10 @@ class Serving:
                 future.exception()
             return
         try:
-            result = future.result()
             if running.stopped is not None:
-                raise running.stopped
-            self._answer(id, running.handler, result)
+                raise why_stopped(future, running.stopped, running.handler.name)
+            self._answer(id, running.handler, future.result())
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
-            if isinstance(exc, asyncio.CancelledError) and running.stopped is not None:
-                exc = running.stopped
             self._failed(id, running.handler, exc)
         finally:
             self._running.pop(id, None)
@@ -413,6 +410,14 @@ def _clean(message: object) -> str:
 def _is_meta(meta: Any) -> bool:
     ttl = meta.get("ttl", 0) if type(meta) is dict else None
     return type(ttl) is int and ttl >= 0
+
+
+def why_stopped(future: asyncio.Future[Any], stopped: RPCError, name: str) -> RPCError:
+    """Return why a handler was stopped; what it raised on its way out is only logged."""
+    error = None if future.cancelled() else future.exception()
+    if error is not None and not isinstance(error, RPCError):
+        logger.error("handler %r failed after it was stopped", name, exc_info=error)
+    return stopped
 
 
 def as_rpc_error(error: BaseException, name: str) -> RPCError:

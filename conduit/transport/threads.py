@@ -41,6 +41,11 @@ def run_in_thread(
         error = ended.exception()
         if done.cancelled():
             return
+        if isinstance(error, StopIteration):
+            # A future cannot hold one; a coroutine makes the same of it (PEP 479).
+            told = RuntimeError("the handler raised StopIteration")
+            told.__cause__ = error
+            error = told
         if error is not None:
             done.set_exception(error)
         else:

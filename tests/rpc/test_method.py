@@ -1,4 +1,4 @@
-"""Handlers as they are compiled: which signatures are served, what is validated and what comes out."""
+"""Handlers as they are compiled: the signatures that are served, validation, and results."""
 
 from __future__ import annotations
 

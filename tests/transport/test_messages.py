@@ -187,6 +187,29 @@ async def test_replies_are_not_dropped_however_many_wait() -> None:
         assert slow.ended == list(range(400))
 
 
+async def test_the_handler_of_a_reply_may_send_however_many_replies_wait() -> None:
+    async with Pair(client=settings(window=(4, 100_000))) as pair:
+        heard: list[Any] = []
+
+        @pair.server.on("question")
+        async def question(connection: Connection, message: Any) -> Any:
+            return message
+
+        @pair.server.on("thanks")
+        async def thanks(connection: Connection, message: Any) -> None:
+            heard.append(message)
+
+        @pair.client.on("question_response")
+        async def question_response(message: Any, connection: Connection) -> None:
+            await asyncio.sleep(0)
+            await connection.send("thanks", message)
+
+        sends = [pair.client.connection.send("question", number) for number in range(40)]
+        await within(asyncio.gather(*sends))
+        await asyncio.wait_for(until(lambda: len(heard) == 40), 1)
+        assert heard == list(range(40))
+
+
 # Credit
 
 
@@ -794,3 +817,37 @@ async def test_a_handler_that_is_cancelled_by_itself_lets_the_next_one_run() -> 
             await pair.client.connection.send("news", number)
         await until(lambda: len(handled) == 3)
         assert handled == [0, 2, 3]
+
+
+@pytest.mark.parametrize("suspend", [0, 1])
+@pytest.mark.parametrize("kind", ["message", "call"])
+async def test_a_handler_that_closes_its_connection_goes_on_to_its_end(
+    kind: str, suspend: int
+) -> None:
+    async with Pair() as pair:
+        steps: list[str] = []
+
+        async def close(connection: Connection) -> None:
+            for _ in range(suspend):
+                await asyncio.sleep(0)
+            steps.append("closing")
+            await connection.close(4403, "enough")
+            steps.append("closed")
+
+        @pair.server.on("close")
+        async def on_message(connection: Connection, message: Any) -> None:
+            await close(connection)
+
+        @pair.server.rpc("close")
+        async def on_call(connection: Connection) -> None:
+            await close(connection)
+
+        if kind == "message":
+            await pair.client.connection.send("close")
+        else:
+            with pytest.raises(ConnectionLost, match="enough"):
+                await within(pair.client.call("close"))
+        await within(pair.client.connection.wait_closed())
+        await within(pair.server.connection.wait_closed())
+        await turns()
+        assert steps == ["closing", "closed"]

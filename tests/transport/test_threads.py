@@ -57,8 +57,9 @@ async def test_a_stop_iteration_ends_the_wait_as_well() -> None:
     def slips() -> Any:
         return next(iter([]))
 
-    with pytest.raises(RuntimeError, match="StopIteration"):
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
         await within(run_in_thread(asyncio.get_running_loop(), slips), 1)
+    assert isinstance(caught.value.__cause__, StopIteration), "whose traceback says where it was"
 
 
 async def test_64_functions_run_at_the_same_time() -> None:
