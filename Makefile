@@ -8,7 +8,9 @@ ENVIRONMENT = $(or $(PYTHON),false) tools/environment.py $(VENV)
 
 TYPED := $(wildcard conduit tests examples benchmarks tools test_server_debug.py test_client_debug.py)
 
-.PHONY: help demo test check format matrix coverage coverage-report clean
+export QUICK ONLY WORKLOADS
+
+.PHONY: help demo test check format matrix coverage coverage-report bench bench-page clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +50,13 @@ coverage: ## run the tests on 3.10 and 3.13 and hold their branch coverage again
 coverage-report: ## the same from what the last matrix measured
 	@$(ENVIRONMENT) dev
 	@$(VENV)/bin/python tools/coverage_report.py
+
+bench: ## measure conduit beside its peers; QUICK=1 in two minutes, ONLY= and WORKLOADS= choose
+	@$$(sh tools/find_python.sh 3.11 || sh tools/find_python.sh) benchmarks/run.py
+
+bench-page: ## put the last full run into docs/performance.md
+	@.venvs/bench/bin/python benchmarks/report.py benchmarks/results/latest.json docs/performance.md
+	@.venvs/bench/bin/python benchmarks/plot.py benchmarks/results/latest.json docs/performance.svg
 
 clean: ## remove everything that was installed, built or measured
 	rm -rf $(VENV) .venvs .matrix .coverage .coverage.* .hypothesis build dist

@@ -19,12 +19,12 @@ class Cores:
     Attributes:
         server: The server's core.
         client: The client's core.
-        helpers: What is left for processes that a server starts; else they share the server's.
+        spare: What is left for processes that a server starts; else they share the server's.
     """
 
     server: int
     client: int
-    helpers: frozenset[int]
+    spare: frozenset[int]
 
 
 def choose_cores() -> Cores | None:
@@ -36,8 +36,8 @@ def choose_cores() -> Cores | None:
         return None
     first = free[0]
     others = [core for core in free[1:] if core not in siblings(first)] or free[1:]
-    helpers = frozenset(free) - {first, others[0]}
-    return Cores(first, others[0], helpers or frozenset({first}))
+    spare = frozenset(free) - {first, others[0]}
+    return Cores(first, others[0], spare or frozenset({first}))
 
 
 def siblings(core: int) -> set[int]:

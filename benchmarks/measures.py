@@ -85,7 +85,7 @@ class Measure:
     async def prepare(self) -> None:
         """Connect, and call long enough for caches, pools and branch predictors."""
         await self.open(self.point.connections)
-        if self.seconds * WARM_UP > 0:
+        if self.point.warm_up:
             await self.work(Clock(self.seconds * WARM_UP), None)
 
     async def run(self) -> Result:

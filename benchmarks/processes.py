@@ -139,7 +139,7 @@ class Pair:
         pair.address = started["address"]
         if cores is not None:
             for child in started["children"]:
-                pin(child, cores.helpers)
+                pin(child, cores.spare)
         return pair
 
     async def measure(self, point: Point, seconds: float) -> dict[str, float]:

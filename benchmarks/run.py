@@ -29,7 +29,7 @@ from benchmarks.environments import ROOT, prepare
 from benchmarks.machine import Cores, choose_cores, describe
 from benchmarks.processes import Failed, NotInstalled, Pair
 from benchmarks.report import aims, table
-from benchmarks.workloads import WORKLOADS, Point, Workload
+from benchmarks.workloads import MIB, WORKLOADS, Point, Workload
 
 ROUNDS, SECONDS = 5, 1.0
 QUICK_ROUNDS, QUICK_SECONDS = 3, 0.15
@@ -102,6 +102,9 @@ class Run:
         for point in workload.points:
             if self.quick and point.count:
                 point = replace(point, count=round(point.count * QUICK_SHARE), rounds=1)
+            elif self.quick and point.size > MIB:
+                # A third of the two minutes otherwise. The first round does it for the others.
+                point = replace(point, warm_up=False)
             points.append({"label": point.label, "by": await self._point(workload, point, names)})
         counted = any(point.count for point in workload.points)
         return {

@@ -22,6 +22,7 @@ class Point:
         one_core: Whether server and client share a core.
         fresh: Whether the server's process is started for this point alone.
         rounds: At most so many rounds.
+        warm_up: Whether it is done for a while before it counts.
     """
 
     label: str
@@ -34,6 +35,7 @@ class Point:
     one_core: bool = False
     fresh: bool = False
     rounds: int = 100
+    warm_up: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast, overload
 
-from .descriptors import TLS, Address, ClientDescriptor
+from .descriptors import TLS, Address, ClientDescriptor, reveal
 from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError, Unavailable
 from .hooks import Hooks
 from .protocol.events import KeysNeeded, VerifierNeeded, WelcomeNeeded
@@ -283,14 +283,13 @@ class Client:
                 prefer_ipv6=self.descriptor.use_ipv6,
             )
             await login
-        except (ConnectionClosed, ProtocolError) as exc:
-            raise _explained(exc, address) from exc
-        except BaseException:
+        except BaseException as exc:
             self._connection = None
             self.rpc.use(self._call)
-            if connection is not None and not connection.closed:
-                gone = ConnectionClosed("the login was given up")
-                connection.fail(gone, CloseCode.NORMAL, gone.reason, abort=True)
+            if connection is not None:
+                await connection.abort()
+            if isinstance(exc, (ConnectionClosed, ProtocolError)):
+                raise _explained(exc, address) from exc
             raise
         finally:
             self._login = None
@@ -347,8 +346,7 @@ class Client:
             self._background.start(self._derive(connection, event))
 
     def _password(self) -> str:
-        assert self.descriptor.password is not None
-        return self.descriptor.password.get_secret_value()
+        return reveal(self.descriptor.password)
 
     async def _derive(self, connection: Connection, event: KeysNeeded) -> None:
         keys = await client_keys(self._password(), event.salt, event.iterations)

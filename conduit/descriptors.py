@@ -5,22 +5,40 @@ Every field changes something; unknown fields are an error.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from .protocol.scram import Verifier, normalise
 
-__all__ = ["TLS", "Address", "ClientDescriptor", "Limits", "ServerDescriptor"]
+__all__ = ["TLS", "Address", "ClientDescriptor", "Limits", "ServerDescriptor", "reveal"]
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0.001, le=1_000_000, allow_inf_nan=False)]
+"""A time that can be told in milliseconds."""
 Bytes = Annotated[int, Field(gt=0, le=64 * 1024 * 1024)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(min_length=1, max_length=40)]
+
+
+def _hide(value: Any) -> Any:
+    return SecretStr(value) if isinstance(value, str) else value
+
+
+Secret = Annotated[SecretStr | str | None, BeforeValidator(_hide)]
+"""Text that is never shown. A plain `str` is accepted; what is kept is always a `SecretStr`."""
 
 UserLookup = Callable[[str], Awaitable["str | None"]]
 """`await lookup(user)` returns the user's verifier, or None."""
@@ -50,10 +68,10 @@ class TLS(_Model):
             TLS ends at a proxy that has another certificate.
     """
 
-    certificate: Path | None = None
-    key: Path | None = None
-    key_password: SecretStr | None = None
-    ca: Path | None = None
+    certificate: Path | str | None = None
+    key: Path | str | None = None
+    key_password: Secret = None
+    ca: Path | str | None = None
     verify: bool = True
     server_name: str | None = None
     channel_binding: bool = True
@@ -119,7 +137,7 @@ class Address(_Model):
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as exc:
-            raise ValueError(f"{url!r} is not an address: {exc}") from None
+            raise ValueError(f"{_without_password(url)!r} is not an address: {exc}") from None
         if parts.username is not None or parts.password is not None:
             raise ValueError("a URL must not hold a password; use password= and user=")
         if parts.scheme not in ("tcp", "tls"):
@@ -135,9 +153,19 @@ class Address(_Model):
         return f"{'tls' if self.tls else 'tcp'}://{host}:{self.port}"
 
 
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^@/]*@", "//***@", url)
+
+
+def reveal(secret: SecretStr | str | None) -> str:
+    """Return the text of a secret that is there."""
+    assert isinstance(secret, SecretStr)
+    return secret.get_secret_value()
+
+
 def _check_password(password: SecretStr | None) -> SecretStr | None:
     if password is not None:
-        normalise(password.get_secret_value())
+        normalise(reveal(password))
     return password
 
 
@@ -169,9 +197,9 @@ class ServerDescriptor(_Model):
         limits: What one connection may use.
     """
 
-    password: SecretStr | None = None
-    verifier: SecretStr | None = None
-    users: Mapping[str, str] | UserLookup | None = None
+    password: Secret = None
+    verifier: Secret = None
+    users: Annotated[Mapping[str, str] | UserLookup | None, Field(repr=False, exclude=True)] = None
     name: Name = "conduit-server"
     version: Annotated[str, Field(max_length=20)] = "1.0.0"
     host: str = "0.0.0.0"  # the documented default; every start without TLS warns
@@ -192,7 +220,7 @@ class ServerDescriptor(_Model):
     @classmethod
     def _parse_verifier(cls, verifier: SecretStr | None) -> SecretStr | None:
         if verifier is not None:
-            Verifier.parse(verifier.get_secret_value())
+            Verifier.parse(reveal(verifier))
         return verifier
 
     @field_validator("users")
@@ -213,7 +241,7 @@ class ServerDescriptor(_Model):
         ]
         if len(given) > 1:
             raise ValueError(f"give one of password, verifier and users, not {' and '.join(given)}")
-        if self.heartbeat_timeout <= self.heartbeat_interval:
+        if round(self.heartbeat_timeout * 1000) <= round(self.heartbeat_interval * 1000):
             raise ValueError(
                 f"heartbeat_timeout ({self.heartbeat_timeout} s) must exceed "
                 f"heartbeat_interval ({self.heartbeat_interval} s)"
@@ -249,7 +277,7 @@ class ClientDescriptor(_Model):
     server_host: str | None = None
     server_port: Annotated[int, Field(gt=0, le=65535)] | None = None
     urls: tuple[str, ...] = ()
-    password: SecretStr | None = None
+    password: Secret = None
     user: Annotated[str, Field(min_length=1, max_length=128)] = "default"
     name: Name = "conduit-client"
     version: Annotated[str, Field(max_length=20)] = "1.0.0"
@@ -270,7 +298,8 @@ class ClientDescriptor(_Model):
     @classmethod
     def _parse_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            Address.parse(url)
+            if not Address.parse(url).port:
+                raise ValueError(f"{url!r}: port 0 is none that a server listens on")
         return urls
 
     @model_validator(mode="after")

@@ -26,10 +26,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing import Any, ClassVar
 
 if sys.version_info >= (3, 11):
     _Timeout = TimeoutError
@@ -155,7 +152,7 @@ class RPCError(ConduitError):
     details: dict[str, Any]
     _registry: ClassVar[dict[str, type[RPCError]]] = {}
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> RPCError:
         # A derived class need not call our __init__, and the error still has to cross the wire.
         error = super().__new__(cls, *args)
         error.message = args[0] if args and isinstance(args[0], str) else ""
@@ -171,8 +168,13 @@ class RPCError(ConduitError):
         super().__init_subclass__(**kwargs)
         if "code" not in cls.__dict__:
             cls.code = _snake_case(cls.__name__)
+        if not isinstance(cls.code, str):
+            raise TypeError(f"the code of {cls.__qualname__} must be text, not {cls.code!r}")
         other = cls._registry.get(cls.code)
-        if other is not None and other.__qualname__ != cls.__qualname__:
+        if other is not None and (other.__module__, other.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
             raise TypeError(
                 f"error code {cls.code!r} belongs to {other.__module__}.{other.__qualname__}; "
                 f"give {cls.__qualname__} a class attribute `code` of its own"

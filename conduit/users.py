@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping
 
-from .descriptors import ServerDescriptor
+from .descriptors import ServerDescriptor, reveal
 from .protocol.cndt import CNDT
 from .protocol.events import Capabilities
 from .protocol.login import ServerLogin
@@ -49,7 +49,7 @@ class Users:
         # Makes the salts of users who do not exist, so that they cannot be told from others.
         self._mock_secret = secrets.token_bytes(32)
         if descriptor.verifier is not None:
-            self._verifier = Verifier.parse(descriptor.verifier.get_secret_value())
+            self._verifier = Verifier.parse(reveal(descriptor.verifier))
 
     @property
     def anybody(self) -> bool:
@@ -63,7 +63,7 @@ class Users:
         if password is not None and self._verifier is None:
             self._verifier = await asyncio.to_thread(
                 Verifier.from_password,
-                password.get_secret_value(),
+                reveal(password),
                 salt=secrets.token_bytes(16),
             )
 

@@ -232,7 +232,7 @@ def test_not_two(given: dict[str, Any], names: str) -> None:
 @pytest.mark.parametrize("password", ["", "x" * 1025, "line\nbreak", "\ud800"])
 def test_a_password_that_cannot_be_one_is_refused(password: str) -> None:
     for make in (
-        lambda: ServerDescriptor(password=password),  # type: ignore[arg-type]  # as users give it
+        lambda: ServerDescriptor(password=password),
         lambda: ClientDescriptor(**{**WHERE, "password": password}),
     ):
         with pytest.raises(ValidationError, match="password") as caught:
@@ -263,12 +263,12 @@ def test_users_may_not_be_a_list() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: ServerDescriptor(password=PASSWORD),  # type: ignore[arg-type]
-        lambda: ServerDescriptor(verifier=VERIFIER),  # type: ignore[arg-type]
+        lambda: ServerDescriptor(password=PASSWORD),
+        lambda: ServerDescriptor(verifier=VERIFIER),
         lambda: ServerDescriptor(users={"ann": VERIFIER}),
         lambda: ClientDescriptor(**{**WHERE, "password": PASSWORD}),
-        lambda: TLS(key_password=PASSWORD),  # type: ignore[arg-type]
-        lambda: ServerDescriptor(tls=TLS(key_password=PASSWORD)),  # type: ignore[arg-type]
+        lambda: TLS(key_password=PASSWORD),
+        lambda: ServerDescriptor(tls=TLS(key_password=PASSWORD)),
     ],
     ids=["password", "verifier", "users", "client", "key", "key of a server"],
 )
@@ -282,13 +282,13 @@ def test_what_is_secret_is_not_shown(make: Any) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: ServerDescriptor(password=PASSWORD, port=-1),  # type: ignore[arg-type]
-        lambda: ServerDescriptor(password=PASSWORD, unknown=1),  # type: ignore[arg-type, call-arg]
-        lambda: ServerDescriptor(password=PASSWORD, heartbeat_interval=90),  # type: ignore[arg-type]
+        lambda: ServerDescriptor(password=PASSWORD, port=-1),
+        lambda: ServerDescriptor(password=PASSWORD, unknown=1),  # type: ignore[call-arg]
+        lambda: ServerDescriptor(password=PASSWORD, heartbeat_interval=90),
         lambda: ServerDescriptor(password=5, name=PASSWORD * 10),  # type: ignore[arg-type]
-        lambda: ServerDescriptor(verifier=PASSWORD),  # type: ignore[arg-type]
+        lambda: ServerDescriptor(verifier=PASSWORD),
         lambda: ServerDescriptor(users={"ann": PASSWORD}),
-        lambda: ClientDescriptor(password=PASSWORD),  # type: ignore[arg-type]
+        lambda: ClientDescriptor(password=PASSWORD),
         lambda: ClientDescriptor(**{**WHERE, "urls": ("tcp://h:1",), "password": PASSWORD}),
         lambda: ClientDescriptor(urls=(f"tcp://me:{PASSWORD}@h:1",)),
         lambda: ClientDescriptor(urls=(f"tcp://me:{PASSWORD}@h:99999",)),

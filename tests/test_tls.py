@@ -14,7 +14,8 @@ import trustme
 
 import conduit
 from conduit import TLS, Client, Limits, Server
-from tests.acceptance.support import PASSWORD, VERIFIER, within
+from tests.acceptance.raw import PASSWORD, VERIFIER
+from tests.acceptance.support import within
 
 
 class Certificates:
@@ -130,7 +131,8 @@ async def test_a_missing_file_fails_at_start(
     certificates: Certificates, tmp_path: Path, missing: str
 ) -> None:
     fields = {"certificate": certificates.server, missing: tmp_path / "nowhere.pem"}
-    server = Server(verifier=VERIFIER, host="127.0.0.1", port=0, tls=TLS(**fields))
+    tls = TLS.model_validate(fields)
+    server = Server(verifier=VERIFIER, host="127.0.0.1", port=0, tls=tls)
     with pytest.raises(OSError, match=r"nowhere\.pem"):
         await server.start()
     with pytest.raises(RuntimeError, match="no address"):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaValidator, core_schema
 
@@ -42,8 +42,12 @@ class _Schema(GenerateJsonSchema):
         return {}
 
     def arguments_schema(self, schema: core_schema.ArgumentsSchema) -> dict[str, Any]:
-        # By name also what may be given by position only: a name says more than a number.
-        return self.kw_arguments_schema(schema["arguments_schema"], schema.get("var_kwargs_schema"))
+        try:
+            return super().arguments_schema(schema)
+        except PydanticInvalidForJsonSchema:  # some by position only, others by name only
+            return self.kw_arguments_schema(
+                schema["arguments_schema"], schema.get("var_kwargs_schema")
+            )
 
 
 _AS_SENT: Any = {"mode": "serialization", "schema_generator": _Schema}

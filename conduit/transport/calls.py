@@ -277,8 +277,8 @@ class Calls:
         except RPCError as exc:
             failure = exc
         else:
-            if frame.type == _MESSAGE and type(body) is list and len(body) == 2:
-                body = body[1:]
+            if frame.type == _MESSAGE:
+                body = body[1:] if type(body) is list and len(body) == 2 else None
             if type(body) is not list or not 1 <= len(body) <= 2:
                 raise ProtocolError(
                     f"{FrameType(frame.type).name} must carry [result] or [result, headers]",

@@ -354,6 +354,12 @@ class Connection:
             await self._serving.drain(grace)
         await self.close(CloseCode.GOING_AWAY, "the server has stopped")
 
+    async def abort(self) -> None:
+        """Close the link at once, whatever is left to be sent."""
+        self._close(ConnectionClosed("given up by this side"), abort=True)
+        self._outlet.abort()
+        await self.wait_closed()
+
     @property
     def reason(self) -> ConnectionClosed | None:
         """Why the connection is over."""

@@ -100,11 +100,11 @@ class SocketLink(asyncio.BufferedProtocol):
         self._writable = False
         if transport.is_closing():
             return
-        if not transport.can_write_eof():
-            transport.close()
-            return
         try:
-            transport.write_eof()
+            if transport.can_write_eof():
+                transport.write_eof()
+            else:
+                transport.close()  # TLS says goodbye by itself
         except OSError:  # the peer has reset the connection already
             transport.abort()
         else:

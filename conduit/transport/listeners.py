@@ -41,7 +41,8 @@ async def bind(address: Address, *, ipv6: bool) -> socket.socket:
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ipv6 or ":" in address.host else socket.AF_INET
     infos = await _resolve(loop, address, family, flags=socket.AI_PASSIVE)
-    listening = socket.socket(infos[0][0], socket.SOCK_STREAM)
+    # With the protocol named, asyncio knows that accepted sockets are TCP and sets TCP_NODELAY.
+    listening = socket.socket(infos[0][0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -84,11 +84,14 @@ class Messages:
         "_best_effort",
         "_busy",
         "_bytes",
+        "_calm",
         "_count",
         "_encoder",
+        "_expected",
         "_granted",
         "_inbox",
         "_line",
+        "_loop",
         "_open_bytes",
         "_open_count",
         "_outlet",
@@ -118,6 +121,8 @@ class Messages:
         window: tuple[int, int],
         backpressure: bool,
     ) -> None:
+        self._loop = loop
+        self._calm: asyncio.Future[None] | None = None
         self._outlet = outlet
         self._encoder = encoder
         self._routes = routes
@@ -131,6 +136,7 @@ class Messages:
         self._open_count = self._open_bytes = 0
         self._owed_count = self._owed_bytes = 0
         self._replies = 0
+        self._expected = 0
         self._busy = False
         self._running: set[asyncio.Future[Any]] | None = None
         self._inbox: deque[_Incoming] | None = None
@@ -147,8 +153,15 @@ class Messages:
     # Out.
 
     async def send(self, name: str, data: Any) -> None:
-        """Send a message; returns when it is in the outbox."""
+        """Send a message; returns when it is in the outbox.
+
+        Who does not handle the replies to earlier messages waits, unless it is a handler itself.
+        """
         payload = self._encode(name, data)
+        while self._replies >= self._window[0] and HANDLING.get() is None:
+            if self._calm is None:
+                self._calm = self._loop.create_future()
+            await asyncio.shield(self._calm)
         if not self._may_send():
             await self._turn(name, math.inf, None)
         self._put(0, payload)
@@ -208,29 +221,30 @@ class Messages:
         return (
             self._count > 0
             and self._bytes > 0
-            and self._replies < self._window[0]
             and not self._outlet.blocked
             and self._outlet.closed is None
         )
 
     def _put(self, id: int, payload: bytes) -> None:
-        self._count -= 1
-        self._bytes -= len(payload)
+        self._spend_credit(payload)
+        self._expected += not id
         self._outlet.send(_MESSAGE, id, payload)
         if self._line.waiters:
             self.room()
 
+    def _spend_credit(self, payload: bytes) -> None:
+        self._count -= 1
+        self._bytes -= len(payload)
+
     def room(self) -> None:
         """Go on: there is more credit, or the outbox has room again."""
         while self._reliable and self._has_room():
-            self._put_kept(self._reliable.popleft())
+            payload = self._reliable.popleft()
+            self._spend_credit(payload)
+            self._expected += 1
+            self._outlet.send(_MESSAGE, 0, payload)
         if self._line.waiters and self._has_room():
             self._line.move()
-
-    def _put_kept(self, payload: bytes) -> None:
-        self._count -= 1
-        self._bytes -= len(payload)
-        self._outlet.send(_MESSAGE, 0, payload)
 
     def credit(self, frame: Frame) -> None:
         """Take STREAM_CREDIT of stream 0."""
@@ -306,15 +320,21 @@ class Messages:
     def _keep_reply(self) -> None:
         """Count a reply that waits for its handler.
 
-        Nothing more is sent while as many wait as messages may, so only a peer that makes replies
-        up can get further.
+        Those that answer a message are bounded by what this side sends; made up ones by the window.
         """
         self._replies += 1
-        if self._replies > 2 * self._window[0] + self._granted:
+        if self._expected:
+            self._expected -= 1
+        elif self._replies > 2 * self._window[0] + self._granted:
             raise ProtocolError(
                 f"{self._replies} replies wait here, more than there were messages",
                 close_code=CloseCode.FLOOD,
             )
+
+    def _calm_down(self) -> None:
+        if self._calm is not None and self._replies < self._window[0]:
+            self._calm.set_result(None)
+            self._calm = None
 
     def _unhandled(self, id: int, error: RPCError, size: int) -> None:
         if id:
@@ -378,7 +398,7 @@ class Messages:
                     message = self._inbox.popleft()
                     if message.reply:
                         self._replies -= 1
-                        self.room()
+                        self._calm_down()
                     self._run(message)
                 else:
                     break
@@ -428,10 +448,14 @@ class Messages:
 
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
+        self._replies = 0
+        self._calm_down()
         self._line.fail(partial(closed_again, error))
         self._inbox = self._best_effort = self._reliable = None
+        me = asyncio.current_task()
         for future in self._running or ():
-            future.cancel()
+            if future is not me:  # a handler that closes its connection goes on to its end
+                future.cancel()
 
 
 def encode_message(encoder: Encoder, name: str, data: Any, limit: int = sys.maxsize) -> bytes:

@@ -152,6 +152,11 @@ class Outlet:
         self.blocked = self._paused or self.full
         self._on_room()
 
+    def abort(self) -> None:
+        """Close the link at once."""
+        if self._link is not None:
+            self._link.abort()
+
     def end(self, error: ConnectionClosed, *, abort: bool = False) -> None:
         """Write what is queued and close the link."""
         if self.closed is None:

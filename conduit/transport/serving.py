@@ -347,7 +347,8 @@ class Serving:
         code, message = error.code, _clean(error.message)
         try:
             payload = self._encoder.pack([code, message, error.details])
-        except (TypeError, ValueError, OverflowError):
+            decode(payload)  # keys that are no text are noticed only there
+        except (TypeError, ValueError, OverflowError, RPCError):
             logger.exception("the details of %s cannot be sent", type(error).__name__)
             payload = self._encoder.pack([code, message[:1000], {}])
         if len(payload) > self._value_max:

@@ -17,10 +17,9 @@ import hashlib
 import re
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from ..descriptors import TLS
+from ..descriptors import TLS, reveal
 
 __all__ = [
     "ALPN",
@@ -171,13 +170,13 @@ def _element(data: bytes, expected: int) -> tuple[bytes, bytes]:
     return data[start:end], data[end:]
 
 
-def _required_certificate(tls: TLS) -> Path:
+def _required_certificate(tls: TLS) -> Path | str:
     if tls.certificate is None:
         raise ValueError("tls on a server needs a certificate")
     return tls.certificate
 
 
-def _context(purpose: ssl.Purpose, ca: Path | None) -> ssl.SSLContext:
+def _context(purpose: ssl.Purpose, ca: Path | str | None) -> ssl.SSLContext:
     if ca is None:
         context = ssl.create_default_context(purpose)
     else:
@@ -192,7 +191,7 @@ def _context(purpose: ssl.Purpose, ca: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _load_identity(context: ssl.SSLContext, certificate: Path, tls: TLS) -> None:
+def _load_identity(context: ssl.SSLContext, certificate: Path | str, tls: TLS) -> None:
     """Load certificate and key. OpenSSL's errors name neither file nor cause: find both out."""
     _read_end_point(certificate)
     key = certificate if tls.key is None else tls.key
@@ -205,7 +204,7 @@ def _load_identity(context: ssl.SSLContext, certificate: Path, tls: TLS) -> None
         password_used = True
         if tls.key_password is None:
             raise ValueError(f"tls key {key} is encrypted, and key_password is not set")
-        return tls.key_password.get_secret_value()
+        return reveal(tls.key_password)
 
     try:
         context.load_cert_chain(certificate, key, password)
@@ -223,7 +222,7 @@ def _load_identity(context: ssl.SSLContext, certificate: Path, tls: TLS) -> None
         raise ssl.SSLError(exc.errno, message) from exc
 
 
-def _read_end_point(certificate: Path) -> bytes:
+def _read_end_point(certificate: Path | str) -> bytes:
     match = _PEM.search(_read(certificate, "certificate"))
     if match is None:
         raise ValueError(f"tls certificate {certificate} holds no certificate in PEM form")
@@ -233,9 +232,9 @@ def _read_end_point(certificate: Path) -> bytes:
         raise ValueError(f"tls certificate {certificate} is damaged: {exc}") from exc
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: Path | str, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as exc:
         # OSError picks the subclass by number, so a missing file stays a FileNotFoundError.
         raise OSError(exc.errno, f"tls {what} cannot be read: {exc.strerror}", path) from exc

@@ -22,8 +22,7 @@ class WireLog:
     __slots__ = ("_in", "_out", "_peer")
 
     def __init__(self, address: Any) -> None:
-        host_and_port = isinstance(address, tuple) and len(address) >= 2
-        self._peer = f"{address[0]}:{address[1]}" if host_and_port else "peer"
+        self._peer = ":".join(map(str, address[:2])) if address else "peer"
         self._in = FrameCutter()
         self._out = FrameCutter()
 

@@ -724,7 +724,7 @@ async def test_many_frames_in_one_segment_are_all_served() -> None:
             ids.append(peer.take_id())
             data += peer.numbered(raw.RPC_REQUEST, ids[-1], ["add", {"a": number, "b": 1}])
         peer.write(data)
-        answers = {}
+        answers: dict[int, Any] = {}
         while len(answers) < 200:
             answer = await peer.until(raw.RPC_RESPONSE)
             answers[answer.id] = answer.body

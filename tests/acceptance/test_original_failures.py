@@ -106,11 +106,10 @@ def test_options_that_nothing_reads_are_refused_not_ignored() -> None:
         "protocol_version": 2,
     }.items():
         with pytest.raises(ValueError, match=name):
-            ServerDescriptor(**{"password": "secret", name: value})
+            ServerDescriptor.model_validate({"password": "secret", name: value})
+        address = {"server_host": "h", "server_port": 1, "password": "secret"}
         with pytest.raises(ValueError, match=name):
-            ClientDescriptor(
-                **{"server_host": "h", "server_port": 1, "password": "secret", name: value}
-            )
+            ClientDescriptor.model_validate({**address, name: value})
 
 
 # Life and death
@@ -421,7 +420,7 @@ async def test_a_missing_certificate_fails_at_start_and_never_serves_plaintext(
     trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(good)
     port = free_port()
     with pytest.raises((OSError, ValueError, ConduitError), match=r"gone\.pem"):
-        server = new_server(port=port, tls=TLS(**{"certificate": good, missing: gone}))
+        server = new_server(port=port, tls=TLS.model_validate({"certificate": good, missing: gone}))
         await within(server.start())
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)

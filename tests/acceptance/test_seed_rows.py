@@ -312,9 +312,10 @@ async def test_n10_a_client_connects_sends_and_disconnects() -> None:
 
     async with server:
         client = new_client(server, name="MyClient", version="3.2")
-        assert client.status is Status.IDLE
+        statuses = [client.status]
         await within(client.connect())
-        assert client.status is Status.READY
+        statuses.append(client.status)
+        assert statuses == [Status.IDLE, Status.READY]
         assert (client.server_name, client.server_version) == ("MyServer", "2.1")
         await within(client.send("note", {"text": "hello"}))
         assert await within(got.get()) == ("MyClient", "3.2", {"text": "hello"})

@@ -18,7 +18,7 @@ import asyncio
 import functools
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
@@ -32,6 +32,7 @@ from conduit.transport.connection import ACCEPTING, CONNECTING, Connection
 from conduit.transport.link import SocketLink
 from conduit.transport.loop import Shared
 from conduit.transport.settings import Settings
+from tests.conftest import LOOP
 
 T = TypeVar("T")
 P = TypeVar("P", bound="Pair")
@@ -63,6 +64,15 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
     await within(look())
+
+
+def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a whole program on the loop that is tested."""
+    if LOOP == "uvloop":
+        import uvloop
+
+        return uvloop.run(main())
+    return asyncio.run(main())
 
 
 def settings(

@@ -21,7 +21,7 @@ from conduit.exceptions import (
     PayloadTooLarge,
     RPCTimeout,
 )
-from conduit.protocol.frames import REPLY, SEQUENCED, FrameType
+from conduit.protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType
 from conduit.transport.connection import Connection
 from conduit.transport.serving import Response
 from tests.transport.pair import (
@@ -168,6 +168,43 @@ async def test_an_answer_with_a_map_that_has_other_keys_than_text_fails_its_call
         with pytest.raises(InvalidParams, match="keys"):
             await within(call)
         assert not pair.client.connection.closed
+
+
+@pytest.mark.parametrize(
+    "type, body",
+    [
+        (FrameType.RPC_RESPONSE, 5),
+        (FrameType.RPC_RESPONSE, []),
+        (FrameType.RPC_RESPONSE, [1, {}, 3]),
+        (FrameType.RPC_ERROR, 5),
+        (FrameType.RPC_ERROR, ["code", "message"]),
+        (FrameType.RPC_ERROR, [1, "message", {}]),
+        (FrameType.RPC_ERROR, ["code", 2, {}]),
+        (FrameType.RPC_ERROR, ["code", "message", []]),
+        (FrameType.MESSAGE, 5),
+        (FrameType.MESSAGE, ["name"]),
+        (FrameType.MESSAGE, ["name", 1, 2]),
+    ],
+)
+async def test_an_answer_of_another_shape_closes(type: FrameType, body: Any) -> None:
+    async with Pair() as pair:
+        Gate(pair.server)
+
+        @pair.server.on("news")
+        async def news(connection: Connection, message: Any) -> None:
+            await asyncio.Event().wait()
+
+        if type == FrameType.MESSAGE:
+            flags, waiting = SEQUENCED | REPLY, pair.client.connection.request("news")
+        else:
+            flags, waiting = SEQUENCED, pair.client.call("hold")
+        task = asyncio.ensure_future(waiting)
+        await turns()
+        pair.server.write(type, 1, body, flags)
+        with pytest.raises(ConnectionLost):
+            await within(task, 1)
+        reason = pair.client.connection.reason
+        assert reason is not None and reason.code == CloseCode.BAD_PAYLOAD
 
 
 async def test_headers_are_there_for_who_asks() -> None:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from conduit.descriptors import ServerDescriptor
-from conduit.exceptions import ConnectionClosed, ConnectionLost
+from conduit.exceptions import ConnectionClosed, ConnectionLost, Overloaded
 from conduit.protocol.cndt import PINGS
 from conduit.protocol.frames import CloseCode, FrameType
 from conduit.transport.connection import Connection
@@ -440,6 +440,14 @@ async def test_several_pings_at_once_have_each_its_answer() -> None:
         assert len(set(ids)) == 20
         pongs = [frame.id for frame in pair.server.link.sent(FrameType.HEARTBEAT_PONG)]
         assert pongs == ids
+
+
+async def test_more_pings_than_the_peer_accepts_are_not_sent() -> None:
+    async with Pair() as pair:
+        pings = [pair.client.connection.ping() for _ in range(150)]
+        results = await within(asyncio.gather(*pings, return_exceptions=True))
+        assert any(isinstance(result, Overloaded) for result in results)
+        assert not pair.client.connection.closed and not pair.server.connection.closed
 
 
 async def test_a_ping_is_not_held_up_by_a_busy_handler() -> None:

@@ -143,7 +143,7 @@ async def test_a_client_that_does_not_speak_tls_is_counted_and_dropped(
     assert "did not complete the TLS handshake" in caplog.text
 
 
-@pytest.mark.parametrize("wait", [0, 10], ids=["about to begin", "under way"])
+@pytest.mark.parametrize("wait", [0, 1, 2, 3, 4, 10])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_to_close_closes_the_sockets_that_are_not_connections_yet(
     tls: bool, wait: int

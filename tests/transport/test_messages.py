@@ -23,7 +23,7 @@ from conduit.exceptions import (
     PayloadTooLarge,
     RPCTimeout,
 )
-from conduit.protocol.frames import HEADER, PRIORITY, CloseCode, FrameType, word
+from conduit.protocol.frames import HEADER, PRIORITY, REPLY, SEQUENCED, CloseCode, FrameType, word
 from conduit.transport.connection import Connection
 from tests.transport.pair import Pair, Side, SocketPair, settings, turns, until, within
 
@@ -365,6 +365,15 @@ async def test_compressed_messages_cost_what_their_handlers_get() -> None:
         assert len(slow.ended) == 10
 
 
+@pytest.mark.parametrize("body", [5, [], ["name"], [5, 1], ["name", 1, 2], {"a": 1}])
+async def test_a_message_of_another_shape_closes(body: Any) -> None:
+    async with Pair() as pair:
+        pair.client.write(FrameType.MESSAGE, 0, body)
+        await within(pair.client.connection.wait_closed())
+        reason = pair.client.connection.reason
+        assert reason is not None and reason.code == CloseCode.BAD_PAYLOAD
+
+
 async def test_without_backpressure_a_sender_is_refused() -> None:
     async with Pair(client=settings(window=(2, 1000)), server=settings(backpressure=False)) as pair:
         slow = Slow(pair.client)
@@ -685,6 +694,30 @@ async def test_broadcasts_are_gathered_into_few_writes() -> None:
         sizes = [write.count(b"\xa4news") for write in pair.server.link.writes]
         assert sizes == [64, 64, 22]
         await slow.let_go(150)
+
+
+async def test_a_broadcast_that_is_too_large_for_a_peer_is_not_sent_to_it() -> None:
+    async with Pair(client=settings(frame_max=1000)) as pair:
+        slow = Slow(pair.client, concurrent=True)
+        large = "x" * 2000
+        assert not pair.server.connection.push(best_effort("news", large))
+        assert not pair.server.connection.send_reliably(msgpack.packb(["news", large]), 10_000)
+        assert pair.server.connection.push(best_effort("news", 1))
+        assert pair.server.connection.send_reliably(msgpack.packb(["news", 2]), 10_000)
+        await turns()
+        assert sorted(slow.began) == [1, 2]
+        await slow.let_go(2)
+
+
+async def test_replies_that_nobody_asked_for_cannot_pile_up() -> None:
+    async with Pair(client=settings(window=(4, 1000)), server=settings(window=(4, 1000))) as pair:
+        slow = Slow(pair.client, "made_up")
+        for number in range(100):
+            pair.server.write(FrameType.MESSAGE, 0, ["made_up", number], SEQUENCED | REPLY)
+            await turns(3)
+        assert slow.began == [0]
+        reason = pair.client.connection.reason
+        assert reason is not None and reason.code == CloseCode.FLOOD
 
 
 async def test_a_broadcast_is_not_pushed_before_the_login_is_done() -> None:

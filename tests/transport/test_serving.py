@@ -28,7 +28,7 @@ from conduit.exceptions import (
 from conduit.protocol.frames import CloseCode, FrameType
 from conduit.transport.connection import Connection
 from conduit.transport.serving import Response
-from tests.transport.pair import Pair, Side, SocketPair, settings, turns, until, within
+from tests.transport.pair import Pair, Side, SocketPair, run, settings, turns, until, within
 
 
 def answers(side: Side) -> list[tuple[int, Any]]:
@@ -351,6 +351,51 @@ async def test_meta_that_cannot_be_read_closes(meta: Any) -> None:
         assert reason is not None and reason.code == CloseCode.BAD_PAYLOAD
 
 
+@pytest.mark.parametrize(
+    "body", [5, [], ["name"], [5, {}], ["name", 5], ["name", None], ["name", {}, {}, {}], {"a": 1}]
+)
+async def test_a_request_of_another_shape_closes(body: Any) -> None:
+    async with Pair() as pair:
+        pair.client.write(FrameType.RPC_REQUEST, 101, body)
+        await within(pair.client.connection.wait_closed())
+        reason = pair.client.connection.reason
+        assert reason is not None and reason.code == CloseCode.BAD_PAYLOAD
+
+
+async def test_a_request_with_other_keys_than_text_is_refused() -> None:
+    async with Pair() as pair:
+        ask(pair.client, 101, "anything", {1: 2})
+        await until(lambda: answers(pair.server))
+        assert answers(pair.server)[0][1][0] == "invalid_params"
+        assert not pair.server.connection.closed
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_inside_a_handler_is_answered_and_ends_the_program(
+    error: type[BaseException],
+) -> None:
+    written: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        async with Pair() as pair:
+
+            @pair.server.rpc(thread=False)
+            def interrupted() -> None:
+                raise error
+
+            call = pair.client.start("interrupted")
+            try:
+                await call
+            finally:
+                pair.server.connection.flush()
+                written.extend(answers(pair.server))
+
+    with pytest.raises(error):
+        run(main)
+    assert [body[0] for _, body in written] == [InternalError.code]
+
+
 async def test_meta_may_have_keys_that_nobody_knows() -> None:
     async with Pair() as pair:
 
@@ -571,7 +616,7 @@ async def test_a_result_that_cannot_be_packed_is_an_internal_error(value: Any) -
 # Errors
 
 
-class OutOfStock(RPCError):
+class ShelfIsEmpty(RPCError):
     """An error of an application, with parameters of its own."""
 
     def __init__(self, what: str, left: int) -> None:
@@ -612,8 +657,8 @@ async def fail_with(make: Callable[[], BaseException]) -> RPCError:
 
 
 async def test_an_error_arrives_as_the_class_that_was_raised() -> None:
-    error = await fail_with(lambda: OutOfStock("apples", 0))
-    assert type(error) is OutOfStock
+    error = await fail_with(lambda: ShelfIsEmpty("apples", 0))
+    assert type(error) is ShelfIsEmpty
     assert (error.message, error.details, str(error)) == (
         "no apples left",
         {"left": 0},
@@ -648,6 +693,29 @@ async def test_an_error_with_an_odd_message_harms_only_its_call(
 ) -> None:
     error = await fail_with(make)
     assert error.code in (code, InternalError.code)
+
+
+@pytest.mark.parametrize("details", [{404: "x"}, {"deep": [{404: "x"}]}, {b"a": 1}, {None: 1}])
+async def test_details_with_other_keys_than_text_harm_only_their_call(details: Any) -> None:
+    error = await fail_with(lambda: PermissionDenied("no", details=details))
+    assert error.code in (PermissionDenied.code, InternalError.code)
+
+
+async def test_a_code_that_is_no_text_is_refused_or_harms_only_its_call() -> None:
+    try:
+        numbered: Any = type("Numbered", (RPCError,), {"code": 404})
+    except TypeError:
+        return
+    await fail_with(lambda: numbered("no"))
+
+
+async def test_an_error_that_cannot_be_shown_harms_only_its_call() -> None:
+    class Rude:
+        def __str__(self) -> str:
+            raise LookupError("no text")
+
+    error = await fail_with(lambda: PermissionDenied(Rude()))  # type: ignore[arg-type]
+    assert error.code in (PermissionDenied.code, InternalError.code)
 
 
 @pytest.mark.parametrize(

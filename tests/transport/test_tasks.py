@@ -23,7 +23,7 @@ import pytest
 
 from conduit.transport.tasks import Starter, Suspended
 from tests.conftest import LOOP
-from tests.transport.pair import turns, within
+from tests.transport.pair import run, turns, within
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -984,15 +984,6 @@ async def test_a_thousand_mixed_ones_end_each_in_its_way(starter: Starter) -> No
 
 
 # The end of the program
-
-
-def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a program on the loop that is tested."""
-    if LOOP == "uvloop":
-        import uvloop
-
-        return uvloop.run(main())
-    return asyncio.run(main())
 
 
 @pytest.mark.parametrize("step", [0, 1])
