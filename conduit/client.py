@@ -8,7 +8,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, TypeVar, cast, overload
 
 from .descriptors import TLS, Address, ClientDescriptor, reveal
@@ -20,7 +20,7 @@ from .protocol.login import ClientLogin
 from .rpc.caller import Caller
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.calls import DEFAULT, Default, Params
+from .transport.calls import DEFAULT, Default, Params, closed_again
 from .transport.connection import CONNECTING, Connection
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
@@ -116,7 +116,9 @@ class Client:
         self._background = Background(logger)
         self._connection: Connection | None = None
         self._login: asyncio.Future[None] | None = None
+        self._attempt: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
+        self._reason: ConnectionClosed | None = None
         self._closed: asyncio.Future[None] | None = None
         self._failures = 0
         self._ready_since = 0.0
@@ -180,36 +182,51 @@ class Client:
             AuthenticationError: The login was refused, or the server could not prove itself.
             Unavailable: The server is full.
             ProtocolError: The peer does not speak this protocol, or another version.
-            ConnectionClosed: The server closed during the login.
+            ConnectionClosed: The server closed during the login or right behind it, or
+                `disconnect` was called in the meantime.
             RuntimeError: The client is connected already.
         """
         if self.status not in (Status.IDLE, Status.CLOSED):
             raise RuntimeError(f"the client is {self.status.value} already")
+        loop = asyncio.get_running_loop()
         self.status = Status.CONNECTING
-        self._closed = asyncio.get_running_loop().create_future()
+        self._closed = loop.create_future()
         self._failures = 0
+        self._reason = None
+        first = self._try_again(pause=False) if retry else self._connect_once()
+        self._attempt = attempt = loop.create_task(first)
         try:
-            if retry:
-                await self._try_again(pause=False)
-            else:
-                await self._connect_once()
-        except BaseException:
+            await attempt
+        except BaseException as exc:
+            disconnected = self._attempt is not attempt
+            self._attempt = None
             self._end()
+            if disconnected and isinstance(exc, asyncio.CancelledError):
+                raise ConnectionClosed("disconnected while connecting") from None
             raise
-        await self._hooks.tell("connect", self)
+        self._attempt = None
+        try:
+            await self._hooks.tell("connect", self)
+        except BaseException:
+            await self.disconnect()
+            raise
+        if self.status is Status.CLOSED:
+            raise closed_again(self._reason or ConnectionClosed("disconnected while connecting"))
 
     async def disconnect(self) -> None:
         """Close the connection and stay disconnected; calls in flight fail.
 
         May be called at any time and more than once.
         """
-        task, self._reconnecting = self._reconnecting, None
+        tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
+        self._attempt = self._reconnecting = None
         connection, self._connection = self._connection, None
         self.rpc.use(self._call)
         self._end()
-        if task is not None and task is not asyncio.current_task():
+        tasks = [task for task in tasks if task is not asyncio.current_task()]
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if connection is not None:
             await connection.close(CloseCode.NORMAL, "the client disconnects")
         await self._background.finish(self.descriptor.connect_timeout)
@@ -245,19 +262,24 @@ class Client:
         raise failure
 
     async def _log_in(self, address: Address) -> None:
-        seconds = self.descriptor.connect_timeout
-        connecting = self._open(address, can_bind=False)
         try:
-            await asyncio.wait_for(connecting, seconds)
-        except asyncio.TimeoutError:
-            raise TimeoutError(
-                f"{address} did not complete the login within {seconds:g} s (connect_timeout)"
-            ) from None
+            await self._within_timeout(address, self._open(address, can_bind=False))
         except AuthenticationError as exc:
             if exc.code != "unsupported_mechanism" or not self._may_go_unbound(address):
                 raise
             # The server cannot bind. Saying so under the proof exposes whoever only pretended it.
-            await asyncio.wait_for(self._open(address, can_bind=True), seconds)
+            await self._within_timeout(address, self._open(address, can_bind=True))
+
+    async def _within_timeout(self, address: Address, attempt: Coroutine[Any, Any, None]) -> None:
+        seconds = self.descriptor.connect_timeout
+        try:
+            await asyncio.wait_for(attempt, seconds)
+        except asyncio.TimeoutError as exc:
+            if isinstance(exc, OSError) and exc.errno:
+                raise  # the operating system's own, which says more
+            raise TimeoutError(
+                f"{address} did not complete the login within {seconds:g} s (connect_timeout)"
+            ) from None
 
     def _may_go_unbound(self, address: Address) -> bool:
         tls = self.descriptor.tls
@@ -370,14 +392,14 @@ class Client:
             self.rpc.use(self._call)
             self._lost(connection)
         elif self._login is not None and not self._login.done():
-            if isinstance(error, AuthenticationError) and self.descriptor.password is not None:
+            if isinstance(error, AuthenticationError) and error.code == "invalid_credentials":
                 forget_keys(self._password())
             self._login.set_exception(error)
         elif self.status is Status.CLOSED and connection.id:
             self._background.start(self._hooks.tell("disconnect", self, connection.reason))
 
     def _lost(self, connection: Connection) -> None:
-        reason = connection.reason
+        self._reason = reason = connection.reason
         assert reason is not None
         if self.descriptor.reconnect_enabled and reason.code not in _FINAL_CODES:
             self.status = Status.RECONNECTING
@@ -391,6 +413,8 @@ class Client:
 
     async def _reconnect(self, reason: ConnectionClosed) -> None:
         await self._hooks.tell("disconnect", self, reason)
+        if self.status is not Status.RECONNECTING:
+            return  # a hook has disconnected the client for good
         try:
             await self._try_again()
         except Exception as exc:  # noqa: BLE001  # whatever it is, there is nobody to raise it to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -11,6 +12,10 @@ from .transport.threads import HANDLER_LOOP
 __all__ = ["run"]
 
 T = TypeVar("T")
+
+
+LOOK = 0.5
+"""Seconds between two looks at whether the event loop still runs."""
 
 
 def _loop_runs_here() -> bool:
@@ -45,4 +50,10 @@ def run(function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
     except RuntimeError:  # the loop has ended
         coroutine.close()
         raise
-    return future.result()
+    while True:
+        concurrent.futures.wait([future], timeout=LOOK)
+        if future.done():
+            return future.result()
+        if not loop.is_running():
+            future.cancel()
+            raise RuntimeError("the event loop has ended while a thread waited for it")

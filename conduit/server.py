@@ -71,6 +71,8 @@ class Server:
         self._tasks = Background(logger)
         self._logins_and_hooks = Background(logger)
         self._stopping: asyncio.Event | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._waiting: dict[Connection, asyncio.Task[None]] = {}
 
     # Handlers and hooks.
 
@@ -239,28 +241,38 @@ class Server:
             )
 
     async def stop(self, grace: float = 5.0) -> None:
-        """Stop: accept nobody, let running calls end, close every connection.
+        """Stop: accept nobody, let running handlers end, close every connection.
 
-        May be called at any time and more than once.
+        May be called at any time and more than once, and from a handler, which is then cancelled
+        with its connection. Whoever calls it while the server stops waits for the same end.
+        Cancelling it leaves the server stopping.
 
         Args:
             grace: Seconds that running handlers have; then they are cancelled.
         """
+        if self._ending is None:
+            if self._listener is None:
+                return
+            ending = self._stop(grace, asyncio.current_task())
+            self._ending = asyncio.get_running_loop().create_task(ending)
+        await asyncio.shield(self._ending)
+
+    async def _stop(self, grace: float, caller: asyncio.Task[Any] | None) -> None:
         listener, self._listener = self._listener, None
-        if listener is None:
-            return
+        assert listener is not None
         await listener.close()
         if self._stopping is not None:
             self._stopping.set()
         for connection in list(self._joining):
-            connection.protocol.refuse("busy", "the server stops", retry=True, retry_after=1.0)
-            connection.fail(ConnectionClosed("the server stops"), CloseCode.GOING_AWAY, "")
-        ended = [connection.drain(grace) for connection in list(self._connections.values())]
-        await asyncio.gather(*ended)
-        await self._tasks.cancel()
-        await self._logins_and_hooks.finish(grace)
+            self._refuse(connection, "busy", "the server stops", retry=True)
+        drains = [
+            connection.drain(grace, caller) for connection in list(self._connections.values())
+        ]
+        await asyncio.gather(*drains)
+        await self._tasks.cancel(caller)
+        await self._logins_and_hooks.finish(grace, caller)
         await self._hooks.tell("shutdown", self)
-        self._address = None
+        self._address = self._ending = None
         logger.info("%s has stopped", self.name)
 
     async def run(self, *, signals: bool = True, grace: float = 5.0) -> None:
@@ -372,14 +384,18 @@ class Server:
             if self._users.known_at_once:
                 connection.protocol.verifier_found(self._users.find(event.user))
             else:
-                self._logins_and_hooks.start(self._look_up(connection, event.user))
+                self._wait(connection, self._look_up(connection, event.user))
         else:
             assert isinstance(event, WelcomeNeeded)
             connection.introduce(Session(secrets.token_bytes(16), self._epoch))
             if "client_connect" in self._hooks:
-                self._logins_and_hooks.start(self._ask_hooks(connection))
+                self._wait(connection, self._ask_hooks(connection))
             else:
                 self._let_in(connection)
+
+    def _wait(self, connection: Connection, step: Coroutine[Any, Any, None]) -> None:
+        """Run a step of a login that takes time; it ends with the login at the latest."""
+        self._waiting[connection] = self._logins_and_hooks.start(step)
 
     async def _look_up(self, connection: Connection, user: str) -> None:
         try:
@@ -399,6 +415,9 @@ class Server:
             self._refuse(connection, "refused", str(exc))
         except Exception:  # noqa: BLE001  # logged by Hooks.ask
             self._refuse(connection, "refused", "the server refused this client")
+        except BaseException:
+            self._refuse(connection, "refused", "the server refused this client")
+            raise
         else:
             self._let_in(connection)
 
@@ -419,12 +438,16 @@ class Server:
     def opened(self, connection: Connection) -> None:
         """Count a client in."""
         self._joining.pop(connection).cancel()
+        self._waiting.pop(connection, None)
         self._connections[connection.id] = connection
         logger.info("%r logged in as %r", connection, connection.identity)
 
     def ended(self, connection: Connection, error: Exception) -> None:
         """Count a client, or a login that failed, out."""
         self._surplus.discard(connection)
+        waiting = self._waiting.pop(connection, None)
+        if waiting is not None and waiting is not asyncio.current_task():
+            waiting.cancel()
         timer = self._joining.pop(connection, None)
         if timer is not None:
             timer.cancel()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from .descriptors import ServerDescriptor, reveal
 from .protocol.cndt import CNDT
 from .protocol.events import Capabilities
-from .protocol.login import ServerLogin
+from .protocol.login import MOCK, ServerLogin
 from .protocol.scram import DEFAULT_ITERATIONS, Verifier
 
 __all__ = ["Users", "hash_password"]
@@ -48,6 +48,9 @@ class Users:
         self._verifier: Verifier | None = None
         # Makes the salts of users who do not exist, so that they cannot be told from others.
         self._mock_secret = secrets.token_bytes(32)
+        self._sample: Verifier | None = None
+        if isinstance(descriptor.users, Mapping):
+            self._sample = next(map(Verifier.parse, descriptor.users.values()), None)
         if descriptor.verifier is not None:
             self._verifier = Verifier.parse(reveal(descriptor.verifier))
 
@@ -77,15 +80,14 @@ class Users:
             capabilities: What this side accepts.
             binding: The hash of the server's certificate, when the link has one.
         """
+        sample = self._verifier or self._sample
         protocol.accept(
             ServerLogin(
                 protocol.send_login,
                 capabilities=capabilities,
                 nonce=secrets.token_urlsafe(18),
                 mock_secret=self._mock_secret,
-                mock_iterations=(
-                    DEFAULT_ITERATIONS if self._verifier is None else self._verifier.iterations
-                ),
+                mock=(sample.iterations, len(sample.salt)) if sample else MOCK,
                 binding=binding,
                 anonymous=self.anybody,
                 compress=self._descriptor.enable_compression,
@@ -116,4 +118,7 @@ class Users:
         assert users is not None
         assert not isinstance(users, Mapping)
         text = await users(user)
-        return Verifier.parse(text) if text is not None else None
+        if text is None:
+            return None
+        self._sample = verifier = Verifier.parse(text)
+        return verifier

@@ -188,17 +188,16 @@ async def test_a_server_stops_while_sockets_are_being_accepted() -> None:
     for turns in range(8):
         server = new_server()
         await server.start()
-        socks = [socket.socket() for _ in range(3)]
-        for sock in socks:
-            sock.setblocking(False)
-            sock.connect_ex(server.address)
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        await within(server.stop(), SOON)
+        with contextlib.ExitStack() as socks:
+            for _ in range(3):
+                sock = socks.enter_context(socket.socket())
+                sock.setblocking(False)
+                sock.connect_ex(server.address)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await within(server.stop(), SOON)
         await server.start()  # which is refused to a server that has stopped by halves
         await server.stop()
-        for sock in socks:
-            sock.close()
 
 
 class Cut:

@@ -37,10 +37,13 @@ from .scram import (
 )
 from .session import Session
 
-__all__ = ["ANONYMOUS", "ClientLogin", "ServerLogin"]
+__all__ = ["ANONYMOUS", "MOCK", "ClientLogin", "ServerLogin"]
 
 ANONYMOUS: Final = "ANONYMOUS"
 """The mechanism of a server that has no users, which serves only its own machine."""
+
+MOCK: Final = (DEFAULT_ITERATIONS, 16)
+"""Iterations and bytes of salt of a user who does not exist, where there is no better example."""
 
 AGENT_BYTES: Final = 64
 
@@ -57,7 +60,7 @@ class ServerLogin:
         capabilities: What this side accepts.
         nonce: 24 characters of base64, fresh for this connection.
         mock_secret: Makes the salts of users that do not exist; the same for the whole process.
-        mock_iterations: Iterations that unknown users are asked for, as known ones are.
+        mock: Iterations and bytes of salt that unknown users are told, as known ones are.
         binding: The hash of the server's certificate, when the link has one.
         anonymous: The server has no users, and lets everybody in.
         compress: Whether this side compresses what it sends, if the peer can inflate.
@@ -70,7 +73,7 @@ class ServerLogin:
         capabilities: Capabilities,
         nonce: str,
         mock_secret: bytes,
-        mock_iterations: int = DEFAULT_ITERATIONS,
+        mock: tuple[int, int] = MOCK,
         binding: bytes | None = None,
         anonymous: bool = False,
         compress: bool = False,
@@ -88,7 +91,11 @@ class ServerLogin:
             else [MECHANISM]
         )
         self._scram = ServerScram(
-            nonce, binding=binding, mock_secret=mock_secret, mock_iterations=mock_iterations
+            nonce,
+            binding=binding,
+            mock_secret=mock_secret,
+            mock_iterations=mock[0],
+            mock_salt_bytes=mock[1],
         )
         self._request = b""
         self._final = ""

@@ -396,6 +396,7 @@ class ServerScram(_Exchange):
         binding: bytes | None = None,
         mock_secret: bytes,
         mock_iterations: int = DEFAULT_ITERATIONS,
+        mock_salt_bytes: int = 16,
     ) -> None:
         super().__init__("start")
         if len(mock_secret) < 16:
@@ -404,6 +405,7 @@ class ServerScram(_Exchange):
         self._binding = binding
         self._mock_secret = mock_secret
         self._mock_iterations = mock_iterations
+        self._mock_salt_bytes = mock_salt_bytes
         self._bare = self._user = self._server_first = ""
         self._bound = b""
         self._doomed = True
@@ -497,7 +499,9 @@ class ServerScram(_Exchange):
             _mac(self._mock_secret, f"{label}:{self._user}".encode())
             for label in ("salt", "stored", "server")
         )
-        return Verifier(self._mock_iterations, salt[:16], stored_key, server_key)
+        return Verifier(
+            self._mock_iterations, salt[: self._mock_salt_bytes], stored_key, server_key
+        )
 
 
 def _prepare_user(user: str) -> str | None:

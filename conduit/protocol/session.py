@@ -59,6 +59,11 @@ class Session:
         self._outbox.append((self.sent, size, chunks))
         self.outbox_bytes += size
 
+    def drop(self) -> None:
+        """Forget what was not acknowledged: nobody will ask for it again."""
+        self._outbox.clear()
+        self.outbox_bytes = 0
+
     def acknowledge(self, number: int) -> None:
         """Forget what the peer has accepted.
 

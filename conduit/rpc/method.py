@@ -244,7 +244,7 @@ def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
     call = _underlying(function)
     if inspect.isasyncgenfunction(call) or inspect.isgeneratorfunction(call):
         raise TypeError(f"handler {name!r} is a generator, and streams are not served yet")
-    if inspect.iscoroutinefunction(call):
+    if inspect.iscoroutinefunction(inspect.unwrap(call)):  # also below a plain decorator
         if thread:
             raise TypeError(f"handler {name!r} is async, so it runs on the event loop: no thread=")
         return "coroutine"

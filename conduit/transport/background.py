@@ -36,16 +36,20 @@ class Background:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._logger.error("a background task failed: %r", task, exc_info=error)
 
-    async def cancel(self) -> None:
-        """Cancel every task but the current one, and wait for the end of each."""
-        tasks = self._tasks - {asyncio.current_task()}
+    async def cancel(self, spared: asyncio.Task[Any] | None = None) -> None:
+        """Cancel every task, and wait for the end of each.
+
+        Args:
+            spared: A task that waits for this one, and so must not be waited for.
+        """
+        tasks = self._tasks - {asyncio.current_task(), spared}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def finish(self, timeout: float) -> None:
+    async def finish(self, timeout: float, spared: asyncio.Task[Any] | None = None) -> None:
         """Wait for every task to end by itself, and cancel what has not after `timeout` seconds."""
-        tasks = self._tasks - {asyncio.current_task()}
+        tasks = self._tasks - {asyncio.current_task(), spared}
         if tasks:
             await asyncio.wait(tasks, timeout=timeout)
-        await self.cancel()
+        await self.cancel(spared)

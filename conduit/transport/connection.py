@@ -15,7 +15,7 @@ import logging
 import time
 from typing import Any, Protocol
 
-from ..exceptions import ConnectionClosed, Overloaded, ProtocolError, RPCError
+from ..exceptions import ConnectionClosed, Overloaded, ProtocolError, RPCError, Unavailable
 from ..protocol.cndt import CNDT, State
 from ..protocol.events import (
     Acknowledged,
@@ -44,6 +44,9 @@ from .wire_log import WireLog
 __all__ = ["Connection", "Owner"]
 
 logger = logging.getLogger("conduit.connection")
+
+CANCEL_TIME = 1.0
+"""Seconds that handlers have for their clean-up when they are cancelled at the end of a drain."""
 
 CONNECTING, ACCEPTING = 1, 2
 """The first correlation id of either side."""
@@ -182,6 +185,16 @@ class Connection:
         """Whether the connection is over."""
         return self._error is not None
 
+    @property
+    def dropped(self) -> int:
+        """Best-effort broadcasts that were dropped here, because their handler was busy."""
+        return self._messages.dropped
+
+    @property
+    def late(self) -> int:
+        """Answers that came when nobody waited for them any more."""
+        return self._calls.late
+
     async def send(self, name: str, data: Any = None, *, ack: bool = False) -> None:
         """Send a message.
 
@@ -238,6 +251,8 @@ class Connection:
         """
         if self._error is not None:
             raise closed_again(self._error)
+        if not self._opened:
+            raise RuntimeError("the peer cannot be pinged before it is in")
         if not self._protocol.may_ping():
             raise Overloaded("50 pings within 10 s are the most that are sent")
         if self._pings is None:
@@ -300,11 +315,7 @@ class Connection:
             return False
         if len(frame) > self._protocol.peer.capabilities.frame_max:
             return False
-        self._protocol.push(frame)
-        if self._protocol.corked >= 64:
-            self._outlet.flush()
-        else:
-            self._outlet.flush_soon()
+        self._outlet.push(frame)
         return True
 
     def send_reliably(self, payload: bytes, limit: int) -> bool:
@@ -342,17 +353,36 @@ class Connection:
         self._open(self._protocol.peer)
         self._outlet.flush()
 
-    async def drain(self, grace: float) -> None:
+    async def drain(self, grace: float, spared: asyncio.Future[Any] | None = None) -> None:
         """Tell the peer that the end is near, let running handlers end, and close.
 
         Args:
             grace: Seconds that the handlers have; then they are cancelled.
+            spared: The handler that waits for the drain itself, if one does.
         """
         if self._error is None:
             self._protocol.go_away(CloseCode.GOING_AWAY, "the server stops", round(grace * 1000))
             self._outlet.flush()
-            await self._serving.drain(grace)
-        await self.close(CloseCode.GOING_AWAY, "the server has stopped")
+            self._serving.draining = True
+            await self._wait_for_handlers(grace, spared)
+            self._serving.stop_all(Unavailable("the server stops", details={"retryable": True}))
+            self._messages.stop()
+            await self._wait_for_handlers(CANCEL_TIME, spared)
+        closing = asyncio.ensure_future(self.close(CloseCode.GOING_AWAY, "the server has stopped"))
+        await asyncio.wait([closing], timeout=max(grace, CANCEL_TIME))
+        self._outlet.abort()
+        await closing
+        self._messages.stop()
+
+    async def _wait_for_handlers(self, seconds: float, spared: asyncio.Future[Any] | None) -> None:
+        deadline = self._loop.time() + seconds
+        while True:
+            busy = (self._serving.futures() | self._messages.futures()) - {spared}
+            left = deadline - self._loop.time()
+            if not busy or left <= 0:
+                return
+            await asyncio.wait(busy, timeout=left)
+            await asyncio.sleep(0)  # for the callbacks that answer, and start what has waited
 
     async def abort(self) -> None:
         """Close the link at once, whatever is left to be sent."""
@@ -388,8 +418,21 @@ class Connection:
             self._outlet.watch = self._wire_log.sent
         self._outlet.flush()
 
+    def link_ended(self) -> None:
+        """End: the peer has ended its side of the link, so nothing comes from there any more."""
+        self._gone(None)
+
     def link_lost(self, cause: Exception | None) -> None:
         """End: the link is gone."""
+        self._gone(cause)
+        self._linked = False
+        self._shared.leave(self)
+        if self._ended is None:
+            self._ended = self._loop.create_future()
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def _gone(self, cause: Exception | None) -> None:
         if self._error is None:
             if self._protocol.eof():
                 reason = "the peer's end came in the middle of a frame"
@@ -400,12 +443,6 @@ class Connection:
             error = ConnectionClosed(reason, code=CloseCode.ABNORMAL)
             error.__cause__ = cause
             self._end(error)
-        self._linked = False
-        self._shared.leave(self)
-        if self._ended is None:
-            self._ended = self._loop.create_future()
-        if not self._ended.done():
-            self._ended.set_result(None)
 
     def pause_writing(self) -> None:
         """Make senders wait: the link's buffer is full."""
@@ -590,8 +627,9 @@ class Connection:
     ) -> None:
         self._error = error
         self._outlet.end(error, abort=abort)
+        self._protocol.session.drop()
         self._sweep.stop()
-        self._serving.stop()
+        self._serving.end()
         self._messages.fail(error)
         self._calls.fail(error)
         for answer in (self._pings or {}).values():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
 import secrets
 import threading
 from collections import OrderedDict
@@ -22,6 +23,10 @@ __all__ = ["client_keys", "forget_keys", "known_keys"]
 
 KEPT = 16
 
+# A forked process has the executor, but none of its threads, and derivations that never end.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _start_again())
+
 _Key = tuple[bytes, bytes, int]
 _cache: OrderedDict[_Key, Future[Keys]] = OrderedDict()
 _lock = threading.Lock()
@@ -32,6 +37,14 @@ _secret = secrets.token_bytes(32)
 def _executor() -> ThreadPoolExecutor:
     # asyncio's default executor also resolves host names; a queue of derivations must not block it.
     return ThreadPoolExecutor(2, thread_name_prefix="conduit-keys")
+
+
+def _start_again() -> None:
+    global _lock
+    _executor.cache_clear()
+    _lock = threading.Lock()
+    for key in [key for key, keys in _cache.items() if not keys.done()]:
+        del _cache[key]
 
 
 def _key(password: str, salt: bytes, iterations: int) -> _Key:

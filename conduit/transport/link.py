@@ -14,7 +14,9 @@ __all__ = ["SocketLink"]
 WRITE_BUFFER = 64 * 1024
 """Bytes in the transport's buffer from which senders wait."""
 LINGER = 1.0
-"""Seconds that the peer has to take CLOSE and to close its side."""
+"""Seconds that the peer has to close its side once it has been sent everything."""
+STALLED = 5.0
+"""Seconds without progress after which a peer that does not read the rest is given up."""
 
 
 class SocketLink(asyncio.BufferedProtocol):
@@ -25,7 +27,7 @@ class SocketLink(asyncio.BufferedProtocol):
         connect: Makes the connection once the socket, and TLS if there is any, is ready.
     """
 
-    __slots__ = ("_connect", "_connection", "_large", "_linger", "_slab", "_transport", "_writable")
+    __slots__ = ("_connect", "_connection", "_large", "_slab", "_transport", "_watch", "_writable")
 
     def __init__(
         self, shared: Shared, connect: Callable[[SocketLink, asyncio.Transport], Connection]
@@ -33,7 +35,7 @@ class SocketLink(asyncio.BufferedProtocol):
         self._slab = shared.slab
         self._connect = connect
         self._large = False
-        self._linger: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self._writable = True
 
     # What asyncio calls.
@@ -57,15 +59,21 @@ class SocketLink(asyncio.BufferedProtocol):
             self._large = self._connection.receive(bytes(self._slab[:nbytes]))
 
     def eof_received(self) -> bool:
-        """Let the transport close itself: nobody uses half of a connection."""
+        """End the connection: nobody uses half of one.
+
+        The transport closes itself when it has written what it has, which a peer that has left
+        will never take.
+        """
         self._writable = False
+        self._connection.link_ended()
+        self._watch_end(left=True)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the connection that the socket is gone."""
         self._writable = False
-        if self._linger is not None:
-            self._linger.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         self._connection.link_lost(exc)
 
     def pause_writing(self) -> None:
@@ -108,7 +116,29 @@ class SocketLink(asyncio.BufferedProtocol):
         except OSError:  # the peer has reset the connection already
             transport.abort()
         else:
-            self._linger = asyncio.get_running_loop().call_later(LINGER, transport.abort)
+            self._watch_end()
+
+    def _watch_end(self, *, left: bool = False) -> None:
+        """See to it that the transport ends, whatever the peer does.
+
+        Args:
+            left: The peer has ended its side, and will hardly read what is left.
+        """
+        if self._watch is not None:
+            self._watch.cancel()
+        loop = asyncio.get_running_loop()
+        unsent = self._transport.get_write_buffer_size()
+        if unsent and not left:
+            self._watch = loop.call_later(STALLED, self._look_at_end, unsent)
+        else:
+            self._watch = loop.call_later(LINGER, self._transport.abort)
+
+    def _look_at_end(self, unsent: int) -> None:
+        """Give up a peer that has taken nothing; give one that has taken something its time."""
+        if self._transport.get_write_buffer_size() < unsent:
+            self._watch_end()
+        else:
+            self._transport.abort()
 
     def abort(self) -> None:
         """Close at once and forget what is unsent."""

@@ -124,8 +124,9 @@ class Listener:
     async def close(self) -> None:
         """Stop listening; connections that are up stay so."""
         self._task.cancel()
-        for task in self._starting:
-            task.cancel()
+        if self._tls is not None:  # without TLS they are done in a moment
+            for task in self._starting:
+                task.cancel()
         await asyncio.gather(self._task, *self._starting, return_exceptions=True)
         for accepted in self._accepted:  # tasks that were cancelled before their first step
             accepted.close()
@@ -187,6 +188,8 @@ async def _resolve(
     for kind in (socket.AF_INET, socket.AF_INET6):
         # An address needs no lookup, which would go through a thread.
         with contextlib.suppress(OSError):
+            if family not in (kind, socket.AF_UNSPEC):
+                continue
             socket.inet_pton(kind, address.host)
             return [(kind, socket.SOCK_STREAM, 0, "", (address.host, address.port))]
     try:

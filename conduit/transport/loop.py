@@ -22,7 +22,7 @@ SPARE_BYTES = 4 * 1024 * 1024
 ACK_DELAY = 0.2
 """Seconds within which what was accepted is acknowledged."""
 STALL = 1.0
-"""Seconds by which a timer must be late before the loop counts as stalled."""
+"""Seconds by which a timer must be late, at the most, for the loop to count as stalled."""
 
 
 def milliseconds() -> int:
@@ -115,7 +115,7 @@ class Shared:
     def _beat(self) -> None:
         now = self._loop.time()
         # After a stall the peers' bytes may still be unread in the sockets, so nobody is judged.
-        judge = now - self._due < STALL
+        judge = now - self._due < min(self._period, STALL)
         self._arm()
         for member in tuple(self._members):
             member.beat(now, judge=judge)

@@ -391,7 +391,7 @@ class Messages:
         """Handle what has waited for a handler to end."""
         token = HANDLING.set(self)
         try:
-            while not self._busy and self._outlet.closed is None:
+            while not self._busy:
                 if self._best_effort:
                     self._run(self._best_effort.popleft())
                 elif self._inbox:
@@ -451,10 +451,21 @@ class Messages:
         self._replies = 0
         self._calm_down()
         self._line.fail(partial(closed_again, error))
-        self._inbox = self._best_effort = self._reliable = None
+        self._reliable = None
+        # What has been accepted is handled, although its sender has gone; requests are not.
+        if self._inbox:
+            self._inbox = deque(message for message in self._inbox if not message.id)
+
+    def futures(self) -> set[asyncio.Future[Any]]:
+        """Return what tells the end of each running handler."""
+        return set(self._running or ())
+
+    def stop(self) -> None:
+        """Stop every handler, and forget what waits for one."""
+        self._inbox = self._best_effort = None
         me = asyncio.current_task()
         for future in self._running or ():
-            if future is not me:  # a handler that closes its connection goes on to its end
+            if future is not me:  # a handler that stops the server goes on to its end
                 future.cancel()
 
 

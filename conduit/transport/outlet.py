@@ -54,12 +54,12 @@ class Outlet:
     Attributes:
         blocked: Whether senders wait.
         full: Whether the outbox is full, so that answers wait too.
+        limit: Unacknowledged bytes from which it is.
         closed: Why nothing can be sent any more.
         corked: Whether what is sent is held, because a flush is certain to come.
     """
 
     __slots__ = (
-        "_limit",
         "_link",
         "_loop",
         "_on_room",
@@ -68,6 +68,7 @@ class Outlet:
         "closed",
         "corked",
         "full",
+        "limit",
         "protocol",
         "watch",
     )
@@ -82,7 +83,7 @@ class Outlet:
     ) -> None:
         self._loop = loop
         self._link: Link | None = None
-        self._limit = outbox_bytes
+        self.limit = outbox_bytes
         self._on_room = on_room
         self.corked = False
         self._paused = False
@@ -109,6 +110,14 @@ class Outlet:
         self.protocol.send_split(word, id, head, tail)
         self.flush()
 
+    def push(self, frame: bytes) -> None:
+        """Send an encoded frame that is not sequenced soon."""
+        self.protocol.push(frame)
+        if self.protocol.corked >= FLUSH_FRAMES or len(frame) >= FLUSH_BYTES:
+            self.flush()
+        else:
+            self.flush_soon()
+
     def flush_soon(self) -> None:
         """Write once the event loop has run what is ready now."""
         if not self.corked:
@@ -126,7 +135,7 @@ class Outlet:
             if self.watch is not None:
                 self.watch(chunk)
             link.write(chunk)
-        if protocol.session.outbox_bytes >= self._limit:
+        if protocol.session.outbox_bytes >= self.limit:
             self.full = self.blocked = True
 
     def unsent(self) -> int:
@@ -144,7 +153,7 @@ class Outlet:
 
     def acknowledged(self) -> None:
         """The outbox is shorter than it was."""
-        if self.full and self.protocol.session.outbox_bytes < self._limit:
+        if self.full and self.protocol.session.outbox_bytes < self.limit:
             self.full = False
             self._unblock()
 

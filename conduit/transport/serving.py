@@ -33,7 +33,7 @@ from ..protocol.payload import LARGE, Encoder, decode
 from .loop import Sweep
 from .outlet import Outlet
 from .tasks import Starter, Suspended
-from .threads import run_in_thread
+from .threads import ThreadFuture, run_in_thread
 
 __all__ = ["Handler", "Response", "Routes", "Serving", "as_rpc_error", "why_stopped"]
 
@@ -41,9 +41,6 @@ logger = logging.getLogger("conduit.connection")
 
 _RESPONSE: Final = word(FrameType.RPC_RESPONSE, SEQUENCED)
 _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
-
-CANCEL_TIME: Final = 1.0
-"""Seconds that handlers have for their clean-up when they are cancelled at the end of a drain."""
 
 _PARAMS: Final = (dict, list)
 
@@ -113,6 +110,8 @@ class _Running:
             # A handler that stops the server, or closes its connection, goes on to its end.
             if self.task and self.future is not asyncio.current_task():
                 self.future.cancel()
+            elif isinstance(self.future, ThreadFuture):
+                self.future.leave_queue()
 
 
 class Serving:
@@ -135,6 +134,7 @@ class Serving:
         "_connection",
         "_encoder",
         "_held",
+        "_held_bytes",
         "_limit",
         "_loop",
         "_outlet",
@@ -174,6 +174,7 @@ class Serving:
         self._running: dict[int, _Running] = {}
         self._requests: dict[int, _Running] = {}
         self._held: list[tuple[int, int, bytes]] = []
+        self._held_bytes = 0
 
     def opened(self, peer: Capabilities) -> None:
         """Learn what the peer accepts, and what deadline its calls have by default."""
@@ -211,7 +212,9 @@ class Serving:
             details = {"executed": False, "retryable": True}
             self.refuse(id, Unavailable("the server stops", details=details))
             return
-        if len(self._running) + len(self._held) >= self._limit:
+        if len(self._running) + len(self._held) >= self._limit or (
+            self._outlet.full and self._held_bytes > self._outlet.limit
+        ):
             self.check_held()
             self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
             return
@@ -310,7 +313,7 @@ class Serving:
         if len(body) - 1 > self._value_max:
             raise _result_too_large(len(body) - 1, self._value_max)
         if self._outlet.full:
-            self._held.append((_RESPONSE, id, body))
+            self.send(_RESPONSE, id, body)
         else:
             self._outlet.send(_RESPONSE, id, body)
 
@@ -328,13 +331,16 @@ class Serving:
         """Send an answer, or hold it while the peer does not acknowledge what it has."""
         if self._outlet.full:
             self._held.append((word, id, payload))
+            self._held_bytes += len(payload)
         else:
             self._outlet.send(word, id, payload)
 
     def room(self) -> None:
         """Go on: the outlet has room again."""
         while self._held and not self._outlet.full:
-            self._outlet.send(*self._held.pop(0))
+            held = self._held.pop(0)
+            self._held_bytes -= len(held[2])
+            self._outlet.send(*held)
             self._outlet.flush()
 
     def _failed(self, id: int, handler: Handler, error: BaseException) -> None:
@@ -374,30 +380,20 @@ class Serving:
                 upcoming = min(upcoming, running.deadline)
         return upcoming
 
-    async def drain(self, grace: float) -> None:
-        """Take no new call, and wait up to `grace` seconds for those that run."""
-        self.draining = True
-        await self._wait(grace)
+    def futures(self) -> set[asyncio.Future[Any]]:
+        """Return what tells the end of each running handler."""
+        return {entry.future for entry in (*self._running.values(), *self._requests.values())}
+
+    def stop_all(self, reason: RPCError) -> None:
+        """Stop every handler, each of which is answered with the reason."""
         for running in (*self._running.values(), *self._requests.values()):
-            running.stop(Unavailable("the server stops", details={"retryable": True}))
-        await self._wait(CANCEL_TIME)
+            running.stop(reason)
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait for the running handlers, but not for one that is waiting here itself."""
-        me = asyncio.current_task()
-        running = (*self._running.values(), *self._requests.values())
-        futures = [entry.future for entry in running if entry.future is not me]
-        if futures:
-            await asyncio.wait(futures, timeout=seconds)
-            await asyncio.sleep(0)  # their answers are sent by callbacks that are ready now
-
-    def stop(self) -> None:
+    def end(self) -> None:
         """Stop every handler: the connection has gone, and with it who would read the answers."""
-        running = (*self._running.values(), *self._requests.values())
+        self.stop_all(CallCancelled("the connection has gone"))
         self._running, self._requests = {}, {}
         self._held.clear()
-        for entry in running:
-            entry.stop(CallCancelled("the connection has gone"))
 
 
 def _clean(message: object) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any
 
-__all__ = ["HANDLER_LOOP", "run_in_thread"]
+__all__ = ["HANDLER_LOOP", "ThreadFuture", "run_in_thread"]
 
 THREADS = 64
 
@@ -25,22 +26,38 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="conduit-handler")
 
 
-def run_in_thread(
-    loop: asyncio.AbstractEventLoop, function: Callable[[], Any]
-) -> asyncio.Future[Any]:
+# A forked process has the pool, but none of its threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+class ThreadFuture(asyncio.Future[Any]):
+    """The result of a handler that runs, or is about to run, in a thread."""
+
+    job: Future[Any] | None = None
+
+    def leave_queue(self) -> None:
+        """Do not run the handler, if it has not begun; a thread cannot be stopped."""
+        if self.job is not None:
+            self.job.cancel()
+
+
+def run_in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> ThreadFuture:
     """Run a handler in a thread, in a copy of the current context.
 
     Cancelling the returned future does not end the thread, so nobody should: the future is done
     when the thread is done with the handler.
     """
-    done: asyncio.Future[Any] = loop.create_future()
+    done = ThreadFuture(loop=loop)
     context = copy_context()
     context.run(HANDLER_LOOP.set, loop)
 
     def settle(ended: Future[Any]) -> None:
-        error = ended.exception()
+        if ended.cancelled():
+            done.cancel()
         if done.cancelled():
             return
+        error = ended.exception()
         if isinstance(error, StopIteration):
             # A future cannot hold one; a coroutine makes the same of it (PEP 479).
             told = RuntimeError("the handler raised StopIteration")
@@ -55,5 +72,6 @@ def run_in_thread(
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, ended)
 
-    _pool().submit(context.run, function).add_done_callback(hand_over)
+    done.job = _pool().submit(context.run, function)
+    done.job.add_done_callback(hand_over)
     return done

@@ -173,7 +173,7 @@ def make_server(clock: Callable[[], int] | None = None, **options: Any) -> CNDT:
         "capabilities": DEFAULTS,
         "nonce": SERVER_NONCE,
         "mock_secret": b"m" * 32,
-        "mock_iterations": ITERATIONS,
+        "mock": (ITERATIONS, 16),
         **options,
     }
     peer.accept(ServerLogin(peer.send_login, **fields))

@@ -580,6 +580,34 @@ async def test_waiting_for_the_end_may_be_given_up() -> None:
         await within(pair.client.connection.wait_closed())
 
 
+@BOTH
+async def test_to_abort_does_not_wait_for_a_peer_that_does_not_read(pair_of: type[Pair]) -> None:
+    async with pair_of() as pair:
+        if pair_of is Pair:
+            pair.client.link.stall()
+        else:
+            pair.server.transport.pause_reading()
+        sends = [
+            asyncio.ensure_future(pair.client.connection.send("news", bytes(50_000)))
+            for _ in range(100)
+        ]
+        await turns()
+        await within(pair.client.connection.abort(), 0.5)
+        assert pair.client.connection.closed
+        results = await within(asyncio.gather(*sends, return_exceptions=True))
+        assert any(isinstance(result, ConnectionClosed) for result in results)
+        if pair_of is SocketPair:
+            pair.server.transport.resume_reading()
+        await closed(pair.server)
+
+
+async def test_to_abort_without_a_link_is_over_at_once() -> None:
+    pair = Pair()
+    await within(pair.client.connection.abort())
+    assert pair.client.connection.closed
+    assert isinstance(pair.client.ready.exception(), ConnectionClosed)
+
+
 async def test_to_close_without_a_link_is_over_at_once() -> None:
     pair = Pair()
     await within(pair.client.connection.close())

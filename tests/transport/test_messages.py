@@ -210,6 +210,34 @@ async def test_the_handler_of_a_reply_may_send_however_many_replies_wait() -> No
         assert heard == list(range(40))
 
 
+@pytest.mark.parametrize("ending", ["catches up", "closes"])
+async def test_who_does_not_handle_its_replies_sends_no_more(ending: str) -> None:
+    async with Pair(client=settings(window=(4, 100_000))) as pair:
+        slow = Slow(pair.client, "question_response")
+
+        @pair.server.on("question")
+        async def question(connection: Connection, message: Any) -> Any:
+            return message
+
+        async def ask() -> None:
+            for number in range(40):
+                await pair.client.connection.send("question", number)
+                await turns(5)
+
+        asking = asyncio.ensure_future(ask())
+        await turns(400)
+        assert 4 <= len(pair.client.link.sent(FrameType.MESSAGE)) <= 6
+        if ending == "closes":
+            await within(pair.server.connection.close())
+            with pytest.raises(ConnectionClosed):
+                await within(asking, 1)
+            return
+        while len(slow.ended) < 40:
+            await slow.let_go()
+        await within(asking)
+        assert slow.ended == list(range(40))
+
+
 # Credit
 
 

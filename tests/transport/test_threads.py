@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -151,6 +152,26 @@ async def test_what_the_async_function_raises_reaches_the_thread() -> None:
         return "nothing"
 
     assert await within(run_in_thread(asyncio.get_running_loop(), work)) == "on the loop"
+
+
+def test_when_the_loop_has_ended_there_is_no_way_to_it_any_more() -> None:
+    release, results = threading.Event(), queue.SimpleQueue[BaseException]()
+
+    async def nothing() -> None: ...
+
+    def work() -> None:
+        release.wait(5)
+        try:
+            from_thread.run(nothing)
+        except RuntimeError as exc:
+            results.put(exc)
+
+    async def main() -> None:
+        run_in_thread(asyncio.get_running_loop(), work)
+
+    asyncio.run(main())
+    release.set()
+    assert "closed" in str(results.get(timeout=5))
 
 
 async def test_outside_of_a_plain_handler_there_is_no_way_from_a_thread() -> None:
