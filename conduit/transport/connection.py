@@ -95,6 +95,7 @@ class Connection:
         "_outlet",
         "_owner",
         "_pings",
+        "_polite",
         "_protocol",
         "_pulse",
         "_serving",
@@ -167,6 +168,7 @@ class Connection:
         self._error: ConnectionClosed | None = None
         self._opened = False
         self._linked = False
+        self._polite = False
         self._ended: asyncio.Future[None] | None = None
         self._wire_log: WireLog | None = None
         self.address = address
@@ -552,6 +554,7 @@ class Connection:
                 answer.set_result(None)
         elif isinstance(event, Closed):
             told = f"closed by the peer: {event.reason or 'no reason given'}"
+            self._polite = event.code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
             self._close(ConnectionClosed(event.reason, code=event.code, message=told))
         elif isinstance(event, Broken):
             error = event.error
@@ -630,7 +633,7 @@ class Connection:
         self._protocol.session.drop()
         self._sweep.stop()
         self._serving.end()
-        self._messages.fail(error)
+        self._messages.fail(error, handle_rest=self._polite)
         self._calls.fail(error)
         for answer in (self._pings or {}).values():
             if not answer.done():

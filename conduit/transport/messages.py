@@ -446,14 +446,21 @@ class Messages:
             self._owed_count = self._owed_bytes = 0
             self._outlet.send(_CREDIT, 0, credit)
 
-    def fail(self, error: ConnectionClosed) -> None:
-        """End everything: the connection is gone."""
+    def fail(self, error: ConnectionClosed, *, handle_rest: bool) -> None:
+        """End everything: the connection is gone.
+
+        Args:
+            error: Why.
+            handle_rest: The peer has closed as it should, so what it sent before is still handled;
+                only requests are not, whose answers nobody would get.
+        """
         self._replies = 0
         self._calm_down()
         self._line.fail(partial(closed_again, error))
         self._reliable = None
-        # What has been accepted is handled, although its sender has gone; requests are not.
-        if self._inbox:
+        if not handle_rest:
+            self.stop()
+        elif self._inbox:
             self._inbox = deque(message for message in self._inbox if not message.id)
 
     def futures(self) -> set[asyncio.Future[Any]]:

@@ -42,6 +42,9 @@ logger = logging.getLogger("conduit.connection")
 _RESPONSE: Final = word(FrameType.RPC_RESPONSE, SEQUENCED)
 _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
 
+HELD_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of answers that wait for an acknowledgement, above which calls are refused."""
+
 _PARAMS: Final = (dict, list)
 
 T = TypeVar("T")
@@ -213,7 +216,7 @@ class Serving:
             self.refuse(id, Unavailable("the server stops", details=details))
             return
         if len(self._running) + len(self._held) >= self._limit or (
-            self._outlet.full and self._held_bytes > self._outlet.limit
+            self._outlet.full and self._held_bytes > HELD_BYTES
         ):
             self.check_held()
             self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))

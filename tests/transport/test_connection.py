@@ -452,13 +452,15 @@ async def test_more_pings_than_the_peer_accepts_are_not_sent() -> None:
 
 async def test_a_ping_is_not_held_up_by_a_busy_handler() -> None:
     async with Pair() as pair:
+        release = asyncio.Event()
 
         @pair.server.on("slow")
         async def slow(connection: Connection, message: Any) -> None:
-            await asyncio.Event().wait()
+            await release.wait()
 
         await pair.client.connection.send("slow")
         await within(pair.client.connection.ping())
+        release.set()
 
 
 async def test_a_ping_ends_with_the_connection() -> None:

@@ -464,15 +464,16 @@ async def test_a_cancel_for_a_call_that_is_over_or_never_was_means_nothing() -> 
 
 async def test_a_thread_keeps_its_slot_until_it_ends() -> None:
     async with Pair(server=settings(calls=1)) as pair:
-        release = threading.Event()
+        began, release = threading.Event(), threading.Event()
 
         @pair.server.rpc
         def block() -> str:
+            began.set()
             release.wait(5)
             return "a result that comes too late"
 
         call = pair.client.start("block")
-        await until(lambda: pair.server.connection.running)
+        await until(began.is_set)
         call.cancel()
         await turns()
         assert pair.server.connection.running == 1 and answers(pair.server) == []
