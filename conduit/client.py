@@ -41,6 +41,9 @@ LONGEST_DELAY = 30.0
 STEADY = 30.0
 """Seconds that a connection must last before the pauses start from the shortest again."""
 
+AFTERWARDS = 30.0
+"""Seconds that message handlers have when the server has sent and closed."""
+
 _FINAL_CODES = (CloseCode.NORMAL, CloseCode.REFUSED)
 """Close codes by which a server says that it wants this client to stay away."""
 
@@ -387,6 +390,9 @@ class Client:
 
     def ended(self, connection: Connection, error: Exception) -> None:
         """The connection is over, or the login failed."""
+        if connection.handling:
+            # The server has closed as it should, and what it sent before is still being handled.
+            self._background.start(connection.finish_messages(AFTERWARDS, None))
         if connection is self._connection:
             self._connection = None
             self.rpc.use(self._call)

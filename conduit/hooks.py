@@ -56,7 +56,7 @@ class Hooks:
             if asyncio.iscoroutine(result):
                 await result
         except RPCError as exc:  # a refusal in so many words, and no fault of the hook
-            self._logger.info("the hook on_%s %r refuses: %s", name, hook, exc)
+            self._logger.info("the hook on_%s %r refuses with %s", name, hook, type(exc).__name__)
             raise
         except Exception:
             self._logger.exception("the hook on_%s %r failed", name, hook)

@@ -26,6 +26,7 @@ from .transport.link import SocketLink
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
 from .transport.messages import encode_message
+from .transport.serving import text_of
 from .transport.settings import Settings
 from .transport.tls import server_context, server_end_point
 from .users import Users
@@ -36,6 +37,9 @@ logger = logging.getLogger("conduit.server")
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+
+AFTERWARDS = 30.0
+"""Seconds that message handlers have when their peer has sent and closed."""
 
 _BROADCAST = word(FrameType.MESSAGE, PRIORITY)
 
@@ -71,6 +75,7 @@ class Server:
         self._tasks = Background(logger)
         self._logins_and_hooks = Background(logger)
         self._stopping: asyncio.Event | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._waiting: dict[Connection, asyncio.Task[None]] = {}
 
@@ -201,8 +206,19 @@ class Server:
             ValueError: There is no password, and the address is not a loopback one.
             RuntimeError: The server runs already.
         """
-        if self._address is not None:
+        if self._starting is not None or self._address is not None:
             raise RuntimeError("the server runs already")
+        self._starting = starting = asyncio.get_running_loop().create_task(self._start())
+        try:
+            await starting
+        except asyncio.CancelledError:
+            if self._starting is not starting:
+                raise RuntimeError("the server was stopped while it started") from None
+            raise
+        finally:
+            self._starting = None
+
+    async def _start(self) -> None:
         descriptor = self.descriptor
         address = Address(
             host=_host(descriptor), port=descriptor.port, tls=descriptor.tls is not None
@@ -250,6 +266,10 @@ class Server:
         Args:
             grace: Seconds that running handlers have; then they are cancelled.
         """
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
         if self._ending is None:
             if self._listener is None:
                 return
@@ -412,13 +432,17 @@ class Server:
         try:
             await self._hooks.ask("client_connect", connection)
         except RPCError as exc:
-            self._refuse(connection, "refused", str(exc))
+            self._refuse(connection, "refused", text_of(exc) or "the server refused this client")
         except Exception:  # noqa: BLE001  # logged by Hooks.ask
             self._refuse(connection, "refused", "the server refused this client")
         except BaseException:
             self._refuse(connection, "refused", "the server refused this client")
             raise
         else:
+            if (
+                connection.closed
+            ):  # the client has left meanwhile, and a hook let it in all the same
+                await self._hooks.tell("client_disconnect", connection, connection.reason)
             self._let_in(connection)
 
     def _refuse(
@@ -452,6 +476,9 @@ class Server:
         if timer is not None:
             timer.cancel()
             logger.info("login from %s failed: %s", connection.address, error)
+        if connection.handling:
+            # Its peer has closed as it should, and what it sent before is still being handled.
+            self._logins_and_hooks.start(connection.finish_messages(AFTERWARDS, None))
         if self._connections.pop(connection.id, None) is not None:
             logger.info("%r has gone: %s", connection, error)
             if "client_disconnect" in self._hooks:

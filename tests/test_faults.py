@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
@@ -377,7 +378,9 @@ def certificates(tmp_path: Path) -> Certificates:
     return Certificates(tmp_path)
 
 
-async def test_a_server_stops_although_a_tls_peer_does_not_read(certificates: Certificates) -> None:
+async def test_a_server_stops_although_a_tls_peer_does_not_read(
+    certificates: Certificates,
+) -> None:
     server = new_server(tls=TLS(certificate=certificates.server))
     await server.start()
     async with stalled(server.address, certificates.trusting()):
@@ -409,7 +412,11 @@ async def in_the_middle(
             await reader.read(65536)
             body = {"code": "unsupported_mechanism", "message": "", "retry": False}
             writer.write(
-                frame(raw.AUTH_FAILURE, 1, pack({**body, "retry_after": 0, "mechs": ["x"]}))
+                frame(
+                    raw.AUTH_FAILURE,
+                    1,
+                    pack({**body, "retry_after": 0, "mechs": ["x"]}),
+                )
             )
             writer.close()
             return
@@ -552,6 +559,9 @@ async def test_connect_may_be_cancelled_at_every_turn() -> None:
         async with served(client):
             assert await client.rpc.call("add", {"a": 1, "b": 2}) == 3
         await until(lambda: not server.connections)
+        gc.collect()
+        known = [one for one in gc.get_objects() if isinstance(one, Connection)]
+        assert [one for one in known if not one.closed] == []  # nobody looks after it any more
 
 
 async def test_a_success_that_comes_after_connect_has_given_up_changes_nothing() -> None:
@@ -725,7 +735,7 @@ async def test_stop_waits_for_the_handlers_that_it_has_cancelled() -> None:
 
 
 async def test_stop_during_start_leaves_the_server_stopped() -> None:
-    server = new_server()
+    server = new_server(password="turned into a verifier, which takes its time")
     starting = asyncio.ensure_future(server.start())
     await asyncio.sleep(0)
     await server.stop()
@@ -738,7 +748,7 @@ async def test_stop_during_start_leaves_the_server_stopped() -> None:
 
 
 async def test_a_server_is_started_once() -> None:
-    server = new_server()
+    server = new_server(password="turned into a verifier, which takes its time")
     results = await asyncio.gather(server.start(), server.start(), return_exceptions=True)
     await server.stop()
     assert sorted(type(one).__name__ for one in results) == ["NoneType", "RuntimeError"]
@@ -901,6 +911,7 @@ async def test_what_was_sent_arrives_before_the_end_although_the_peer_is_slow(
         while (got := await peer.receive()) is not None:
             arrived += got.type == raw.MESSAGE
             said = got.type
+        peer.writer.close()
         await within(closing)
         assert (arrived, said) == (sent, raw.CLOSE)
 
@@ -924,8 +935,35 @@ async def test_messages_sent_before_disconnect_are_handled() -> None:
         assert handled == list(range(10))
 
 
+async def test_handlers_of_a_client_that_has_left_end_with_the_server_at_the_latest() -> None:
+    server, entered, ended = new_server(), asyncio.Event(), list[str]()
+
+    @server.on("work")
+    async def work(connection: Connection, message: Any) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("work")
+
+    await server.start()
+    async with served(new_client(server)) as client:
+        await client.send("work")
+        await client.send("work")
+        await within(entered.wait(), SOON)
+    await until(lambda: not server.connections)
+    await within(server.stop(grace=0), SOON)
+    left = [one for one in asyncio.all_tasks() if one is not asyncio.current_task()]
+    for task in left:
+        task.cancel()
+    assert ended, "its handler runs on although the server has stopped"
+
+
 async def test_a_stalled_peer_slows_nobody_down() -> None:
-    async with neighbourhood(new_server()) as neighbour, stalled(neighbour.server.address):
+    async with (
+        neighbourhood(new_server()) as neighbour,
+        stalled(neighbour.server.address),
+    ):
         stuck = [one for one in neighbour.server.connections.values() if one.name == "raw"]
         sending = [asyncio.ensure_future(stuck[0].send("news", b"x" * 200_000)) for _ in range(60)]
         started = time.monotonic()
@@ -970,7 +1008,9 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-async def test_whatever_a_handler_raises_is_an_answer_and_harms_nothing(kind: str) -> None:
+async def test_whatever_a_handler_raises_is_an_answer_and_harms_nothing(
+    kind: str,
+) -> None:
     server, make = new_server(), ERRORS[kind]
 
     @server.rpc
@@ -1021,7 +1061,14 @@ class Unexpected(BaseException):
     """Not an `Exception`."""
 
 
-@pytest.mark.parametrize("error", [Unexpected, asyncio.CancelledError])
+class Mute(RPCError):
+    """A refusal that cannot say why."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize("error", [Unexpected, asyncio.CancelledError, Mute])
 async def test_a_connect_hook_that_ends_in_an_odd_way_refuses_at_once(
     error: type[BaseException],
 ) -> None:
@@ -1067,7 +1114,11 @@ async def test_what_a_login_waits_for_ends_with_the_login(what: str) -> None:
 
 
 async def test_calls_queued_for_a_thread_do_not_run_for_those_who_have_gone() -> None:
-    server, release, ran = new_server(limits=Limits(max_calls=200)), threading.Event(), list[int]()
+    server, release, ran = (
+        new_server(limits=Limits(max_calls=200)),
+        threading.Event(),
+        list[int](),
+    )
 
     @server.rpc
     def wait(number: int) -> None:
@@ -1169,7 +1220,10 @@ async def challenge(server: Server, user: str) -> dict[str, str]:
 async def test_the_challenge_does_not_tell_who_exists(salt: bytes) -> None:
     users = {name: raw.make_verifier(salt=salt) for name in ("alice", "bob")}
     async with new_server(users=users) as server:
-        known, unknown = await challenge(server, "alice"), await challenge(server, "mallory")
+        known, unknown = (
+            await challenge(server, "alice"),
+            await challenge(server, "mallory"),
+        )
     assert known["i"] == unknown["i"]
     assert len(known["s"]) == len(unknown["s"])
 
@@ -1182,7 +1236,9 @@ async def test_the_challenge_does_not_tell_who_exists(salt: bytes) -> None:
         {"rpc_timeout": 1e7},
     ],
 )
-async def test_a_descriptor_is_refused_or_its_clients_can_log_in(fields: dict[str, float]) -> None:
+async def test_a_descriptor_is_refused_or_its_clients_can_log_in(
+    fields: dict[str, float],
+) -> None:
     try:
         server = new_server(**fields)
     except ValueError:

@@ -31,7 +31,7 @@ from ..protocol.frames import SEQUENCED, CloseCode, Frame, FrameType, word
 from ..protocol.payload import LARGE, Encoder, decode
 from .line import Line
 from .loop import Sweep
-from .outlet import Outlet
+from .outlet import FLUSH_FRAMES, Outlet
 
 __all__ = ["DEFAULT", "HANDLING", "NAME_BYTES", "Calls", "Default", "closed_again", "too_large"]
 
@@ -53,6 +53,8 @@ _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
 _MESSAGE: Final = int(FrameType.MESSAGE)
 _CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
 _NEVER: Final = math.inf
+LEAST_SHARE: Final = 8
+"""Frames that are worth a write of their own."""
 _PREFIXES: Final = 1024
 NAME_BYTES: Final = 256
 
@@ -262,6 +264,17 @@ class Calls:
     def _move(self) -> None:
         if len(self._pending) < self._limit and not self._outlet.blocked:
             self._line.move()
+
+    def share(self, answered: int) -> int:
+        """Return after how many frames to write, so that both sides have something to do.
+
+        A quarter of what is in flight: with all of it in one write, each side would wait while the
+        other works.
+
+        Args:
+            answered: Answers that have just come, whose callers will probably call again.
+        """
+        return max(LEAST_SHARE, min(FLUSH_FRAMES, len(self._pending) + answered >> 2))
 
     def room(self) -> None:
         """Go on: the outlet has room again."""

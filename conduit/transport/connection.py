@@ -374,7 +374,6 @@ class Connection:
         await asyncio.wait([closing], timeout=max(grace, CANCEL_TIME))
         self._outlet.abort()
         await closing
-        self._messages.stop()
 
     async def _wait_for_handlers(self, seconds: float, spared: asyncio.Future[Any] | None) -> None:
         deadline = self._loop.time() + seconds
@@ -396,6 +395,19 @@ class Connection:
     def reason(self) -> ConnectionClosed | None:
         """Why the connection is over."""
         return self._error
+
+    async def finish_messages(self, seconds: float, spared: asyncio.Future[Any] | None) -> None:
+        """Give the messages of a peer that has closed `seconds`; then cancel their handlers."""
+        try:
+            await self._wait_for_handlers(seconds, spared)
+        finally:
+            self._messages.stop()
+        await self._wait_for_handlers(CANCEL_TIME, spared)
+
+    @property
+    def handling(self) -> bool:
+        """Whether messages of a peer that has closed are still being handled."""
+        return self._polite and bool(self._messages.futures())
 
     def fail(self, error: Exception, code: int, reason: str, *, abort: bool = False) -> None:
         """End the connection for a reason that the owner has found.
@@ -471,7 +483,9 @@ class Connection:
             payload = getattr(events[0], "payload", None)
             if isinstance(payload, memoryview) and isinstance(payload.obj, bytearray):
                 self._shared.recycle(memoryview(payload.obj))
-        return self._after()
+        if self._protocol.ack_due and not self._acknowledging:
+            self._acknowledge_later()
+        return self._protocol.large is not None
 
     def receive(self, data: bytes) -> bool:
         """Take bytes from the peer: handle all that they complete, then write once.
@@ -484,20 +498,17 @@ class Connection:
             self._wire_log.received(data)
         protocol = self._protocol
         self._handle(protocol.receive(data))
-        return self._after()
-
-    def _after(self) -> bool:
-        """See to the acknowledgement of what came, and say whether a large frame is under way."""
-        protocol = self._protocol
         if protocol.ack_due and not self._acknowledging:
-            self._acknowledging = True
-            self._shared.acknowledge_later(self)
+            self._acknowledge_later()
         return protocol.large is not None
+
+    def _acknowledge_later(self) -> None:
+        self._acknowledging = True
+        self._shared.acknowledge_later(self)
 
     def _handle(self, events: list[Event]) -> None:
         outlet, calls, serving = self._outlet, self._calls, self._serving
-        flushes, outlet.corked = not outlet.corked, True
-        resolved, token = False, None
+        flushes, outlet.corked, resolved = not outlet.corked, True, False
         try:
             for event in events:
                 if type(event) is not Frame:
@@ -509,8 +520,8 @@ class Connection:
                     continue
                 if self._error is not None:
                     break  # closed by a handler of this batch: nobody would get the answers
-                if token is None:
-                    token = HANDLING.set(self)
+                if HANDLING.get() is not self:
+                    HANDLING.set(self)  # for good: only handlers start in the link's context
                 if kind == _REQUEST:
                     serving.request(event)
                 elif kind == _MESSAGE:
@@ -525,12 +536,11 @@ class Connection:
         except RPCError as exc:
             self.fail(exc, CloseCode.BAD_PAYLOAD, str(exc))
         finally:
-            if token is not None:
-                HANDLING.reset(token)
             if resolved:
                 # The callers whose answers have just come are ready to run. What they send next
                 # goes out in the same write, without another turn of the loop.
                 self._loop.call_soon(outlet.flush)
+                outlet.flush_frames = calls.share(len(events))
             elif flushes:
                 outlet.flush()
 
@@ -602,6 +612,10 @@ class Connection:
         if needed == "ping":
             self._protocol.ping(0)
             self._outlet.flush()
+        elif needed == "stuck":
+            reason = f"the peer has taken nothing of what it was sent for {self._pulse.timeout:g} s"
+            logger.warning("%r: %s", self, reason)
+            self._close(ConnectionClosed(reason, code=CloseCode.TOO_SLOW), abort=True)
         elif needed == "dead":
             timeout = self._pulse.timeout
             reason = f"no sign of life from the peer for {timeout:g} s (heartbeat_timeout)"

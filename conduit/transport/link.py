@@ -115,6 +115,8 @@ class SocketLink(asyncio.BufferedProtocol):
                 transport.close()  # TLS says goodbye by itself
         except OSError:  # the peer has reset the connection already
             transport.abort()
+        except RuntimeError:  # uvloop, when the transport was closed by somebody else
+            return
         else:
             self._watch_end()
 

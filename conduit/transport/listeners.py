@@ -22,6 +22,8 @@ __all__ = ["Listener", "bind", "connect"]
 logger = logging.getLogger("conduit.server")
 
 BACKLOG = 4096
+AT_ONCE = 64
+"""Sockets that are taken in one turn of the event loop."""
 TLS_TIMEOUT = 5.0
 """Seconds for the TLS handshake of a client."""
 EXHAUSTED_PAUSE = 1.0
@@ -84,21 +86,27 @@ class Listener:
         self._shared = Shared.of(self._loop)
         self._starting: set[asyncio.Task[None]] = set()
         self._accepted: set[socket.socket] = set()
-        self._task = self._loop.create_task(self._accept())
+        self._paused: asyncio.TimerHandle | None = None
+        self._loop.add_reader(listening, self._accept)
 
     @property
     def starting(self) -> int:
         """Sockets that are taken but have no connection yet, because TLS is on its way."""
         return len(self._starting)
 
-    async def _accept(self) -> None:
-        while True:
+    def _accept(self) -> None:
+        """Take the sockets that wait; no task, so that a cancelled one cannot lose any."""
+        for _ in range(AT_ONCE):
             try:
-                accepted, _ = await self._loop.sock_accept(self._socket)
+                accepted, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
             except OSError as exc:
                 logger.warning("cannot accept a connection: %s", exc)
-                await asyncio.sleep(EXHAUSTED_PAUSE)
-                continue
+                self._loop.remove_reader(self._socket)
+                self._paused = self._loop.call_later(EXHAUSTED_PAUSE, self._go_on)
+                return
+            accepted.setblocking(False)
             if not self._admit():
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 accepted.close()
@@ -107,6 +115,10 @@ class Listener:
             task = self._loop.create_task(self._start(accepted))
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
+
+    def _go_on(self) -> None:
+        self._paused = None
+        self._loop.add_reader(self._socket, self._accept)
 
     async def _start(self, accepted: socket.socket) -> None:
         self._accepted.discard(accepted)  # from here on asyncio owns it
@@ -123,11 +135,16 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening; connections that are up stay so."""
-        self._task.cancel()
+        if self._socket.fileno() < 0:
+            return
+        if self._paused is not None:
+            self._paused.cancel()
+        else:
+            self._loop.remove_reader(self._socket)
         if self._tls is not None:  # without TLS they are done in a moment
             for task in self._starting:
                 task.cancel()
-        await asyncio.gather(self._task, *self._starting, return_exceptions=True)
+        await asyncio.gather(*self._starting, return_exceptions=True)
         for accepted in self._accepted:  # tasks that were cancelled before their first step
             accepted.close()
         self._socket.close()
@@ -170,6 +187,10 @@ async def connect(
                 ssl=tls,
                 server_hostname=(server_name or address.host) if tls is not None else None,
             )
+        except asyncio.CancelledError:
+            for connection in made:  # uvloop does not tell the links of a cancelled connect
+                connection.link_lost(None)
+            raise
         except ssl.SSLError as exc:
             raise _explained_tls(exc, address) from exc
         except OSError as exc:

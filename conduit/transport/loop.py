@@ -90,6 +90,7 @@ class Shared:
     def join(self, member: Member) -> None:
         """Count a connection in: its heartbeat is watched from now on."""
         self._members.add(member)
+        self.starter.keep()
         # A quarter of the interval is how late a ping may be.
         period = member.interval / 4
         if self._beat_timer is None or period < self._period:

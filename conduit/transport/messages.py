@@ -352,6 +352,8 @@ class Messages:
             self._settle(message, None, exc)
             return
         if type(result) is not Suspended:
+            if result is None and not message.id and not message.size:
+                return  # nothing to answer and nothing to pay back: a broadcast
             self._settle(message, result, None)
             return
         future = result.future

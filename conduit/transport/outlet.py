@@ -18,7 +18,7 @@ from typing import Protocol
 from ..exceptions import ConnectionClosed
 from ..protocol.cndt import CNDT
 
-__all__ = ["Link", "Outlet"]
+__all__ = ["FLUSH_FRAMES", "Link", "Outlet"]
 
 FLUSH_FRAMES = 64
 FLUSH_BYTES = 16 * 1024
@@ -57,6 +57,7 @@ class Outlet:
         limit: Unacknowledged bytes from which it is.
         closed: Why nothing can be sent any more.
         corked: Whether what is sent is held, because a flush is certain to come.
+        flush_frames: Frames that are written together at most.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class Outlet:
         "blocked",
         "closed",
         "corked",
+        "flush_frames",
         "full",
         "limit",
         "protocol",
@@ -86,6 +88,7 @@ class Outlet:
         self.limit = outbox_bytes
         self._on_room = on_room
         self.corked = False
+        self.flush_frames = FLUSH_FRAMES
         self._paused = False
         self.protocol = protocol
         self.blocked = False
@@ -99,7 +102,8 @@ class Outlet:
 
     def send(self, word: int, id: int, payload: bytes) -> None:
         """Send a sequenced frame soon."""
-        if self.protocol.send(word, id, payload) >= FLUSH_FRAMES or len(payload) >= FLUSH_BYTES:
+        queued = self.protocol.send(word, id, payload)
+        if queued >= self.flush_frames or len(payload) >= FLUSH_BYTES:
             self.flush()
         elif not self.corked:
             self.corked = True

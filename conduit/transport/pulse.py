@@ -6,6 +6,9 @@ from typing import Literal
 
 __all__ = ["Pulse"]
 
+Look = Literal["fine", "ping", "stuck", "dead"]
+"""`stuck` is a peer that lives, but takes nothing of what waits for it."""
+
 
 class Pulse:
     """The heartbeat of one connection.
@@ -19,17 +22,18 @@ class Pulse:
         timeout: Seconds of silence after which the peer counts as dead.
     """
 
-    __slots__ = ("_next_ping", "_since", "_unsent", "heard", "interval", "timeout")
+    __slots__ = ("_next_ping", "_since", "_stuck_since", "_unsent", "heard", "interval", "timeout")
 
     def __init__(self, interval: float, timeout: float) -> None:
         self.interval = interval
         self.timeout = timeout
         self.heard = True
         self._since = 0.0
+        self._stuck_since = 0.0
         self._next_ping = 0.0
         self._unsent = 0
 
-    def look(self, now: float, unsent: int, *, judge: bool) -> Literal["fine", "ping", "dead"]:
+    def look(self, now: float, unsent: int, *, judge: bool) -> Look:
         """Say what is to be done; to be called several times in each interval.
 
         Args:
@@ -37,6 +41,8 @@ class Pulse:
             unsent: Bytes that wait for the peer to take them.
             judge: False after a stall of our own, when bytes of the peer may still be unread.
         """
+        if not self._unsent or unsent < self._unsent or not judge:
+            self._stuck_since = now
         if self.heard or unsent < self._unsent or not judge:
             self.heard = False
             self._since = now
@@ -44,6 +50,8 @@ class Pulse:
         silent = now - self._since
         if silent >= self.timeout:
             return "dead"
+        if now - self._stuck_since >= self.timeout:
+            return "stuck"
         # A look comes every quarter of the interval or oftener, so one quarter is given in advance.
         if silent >= self.interval * 0.75 and now >= self._next_ping:
             self._next_ping = now + self.interval / 4

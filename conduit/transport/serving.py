@@ -35,7 +35,7 @@ from .outlet import Outlet
 from .tasks import Starter, Suspended
 from .threads import ThreadFuture, run_in_thread
 
-__all__ = ["Handler", "Response", "Routes", "Serving", "as_rpc_error", "why_stopped"]
+__all__ = ["Handler", "Response", "Routes", "Serving", "as_rpc_error", "text_of", "why_stopped"]
 
 logger = logging.getLogger("conduit.connection")
 
@@ -353,7 +353,7 @@ class Serving:
 
     def refuse(self, id: int, error: RPCError) -> None:
         """Answer with an error."""
-        code, message = error.code, _clean(error.message)
+        code, message = error.code, text_of(error.message)
         try:
             payload = self._encoder.pack([code, message, error.details])
             decode(payload)  # keys that are no text are noticed only there
@@ -399,7 +399,7 @@ class Serving:
         self._held.clear()
 
 
-def _clean(message: object) -> str:
+def text_of(message: object) -> str:
     """Return a text that can be sent, whatever a handler has put into its error."""
     try:
         return str(message).encode(errors="replace").decode()

@@ -62,8 +62,11 @@ if sys.version_info >= (3, 12):
                 return task.result()
             return Suspended(task)
 
+        def keep(self) -> None:
+            """Keep what makes the next start cheap."""
+
         def release(self) -> None:
-            """Let go of what is kept between calls."""
+            """Keep nothing any more."""
 
 else:
     from asyncio.tasks import (
@@ -74,10 +77,11 @@ else:
     class Starter:
         """Starts coroutines on one event loop."""
 
-        __slots__ = ("_loop", "_spare")
+        __slots__ = ("_keeps", "_loop", "_spare")
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self._loop = loop
+            self._keeps = True
             self._spare: _Carrier | None = None
 
         def start(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -99,18 +103,29 @@ else:
             try:
                 yielded = context.run(coroutine.send, None)
             except StopIteration as stop:
-                if spare.cancelled:
+                if not self._keeps:
+                    self.release()
+                elif spare.cancelled:
                     # It has cancelled itself and gone on to its end, which cancels any Task.
                     raise asyncio.CancelledError from None
                 return stop.value
+            except BaseException:
+                if not self._keeps:
+                    self.release()
+                raise
             finally:
                 _leave_task(loop, task)
             self._spare = None
             spare.carry(coroutine, context, yielded)
             return Suspended(task)
 
+        def keep(self) -> None:
+            """Keep what makes the next start cheap."""
+            self._keeps = True
+
         def release(self) -> None:
-            """Let go of what is kept between calls."""
+            """Keep nothing any more."""
+            self._keeps = False
             if self._spare is not None:
                 self._spare.task.cancel()
                 self._spare = None
