@@ -53,10 +53,10 @@ def decode(payload: bytes | memoryview) -> Any:
     try:
         size = len(payload)
         if size <= _UNCHECKED:
-            return unpackb(payload, **_PLAIN)
+            return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
         _check_lengths(payload, size)
         if size <= _BUDGETED:
-            return unpackb(payload, **_PLAIN)
+            return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
         budget = _Budget(max(_CONTAINERS, size * _CONTAINERS >> 20))
         return unpackb(payload, **_PLAIN, list_hook=budget.spend_list, object_hook=budget.spend_map)
     except (ProtocolError, PayloadTooLarge):
@@ -72,15 +72,8 @@ def decode(payload: bytes | memoryview) -> Any:
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
+    # Asked for what has no length; `max_ext_len` refuses the rest, and timestamps, unasked.
     raise ValueError(f"extension type {code} is not part of the protocol")
-
-
-# The length limit refuses timestamps, which do not ask the hook; the hook, what has no length.
-_PLAIN: Final[dict[str, Any]] = {
-    "max_ext_len": 0,
-    "ext_hook": _refuse_extension,
-    "strict_map_key": True,
-}
 
 
 class _Budget:

@@ -151,9 +151,10 @@ class Calls:
             prefix = self._prefix(method)
         loop = self._loop
         suffix = b""
-        if isinstance(timeout, Default):
+        if timeout is DEFAULT:
             seconds = self._timeout
         else:
+            assert not isinstance(timeout, Default)
             seconds = timeout
             prefix, suffix = self._with_ttl(prefix, seconds)
         deadline = _NEVER if seconds is None else loop.time() + seconds

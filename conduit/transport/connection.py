@@ -508,7 +508,7 @@ class Connection:
 
     def _handle(self, events: list[Event]) -> None:
         outlet, calls, serving = self._outlet, self._calls, self._serving
-        flushes, outlet.corked, resolved = not outlet.corked, True, False
+        flushes, outlet.corked, resolved, entered = not outlet.corked, True, False, False
         try:
             for event in events:
                 if type(event) is not Frame:
@@ -520,8 +520,10 @@ class Connection:
                     continue
                 if self._error is not None:
                     break  # closed by a handler of this batch: nobody would get the answers
-                if HANDLING.get() is not self:
-                    HANDLING.set(self)  # for good: only handlers start in the link's context
+                if not entered:
+                    entered = True
+                    if HANDLING.get() is not self:
+                        HANDLING.set(self)  # for good: only handlers start in the link's context
                 if kind == _REQUEST:
                     serving.request(event)
                 elif kind == _MESSAGE:

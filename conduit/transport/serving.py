@@ -211,15 +211,7 @@ class Serving:
             self.check_held()
             self.refuse(id, self._routes.unknown_method(body[0]))
             return
-        if self.draining:
-            details = {"executed": False, "retryable": True}
-            self.refuse(id, Unavailable("the server stops", details=details))
-            return
-        if len(self._running) + len(self._held) >= self._limit or (
-            self._outlet.full and self._held_bytes > HELD_BYTES
-        ):
-            self.check_held()
-            self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
+        if (self._running or self._held or self.draining) and self._refuses(id):
             return
         try:
             if handler.kind == "coroutine":
@@ -233,6 +225,20 @@ class Serving:
             self._failed(id, handler, exc)
             return
         self._track(id, handler, result.future, body)
+
+    def _refuses(self, id: int) -> bool:
+        """Refuse a call that must not run now."""
+        if self.draining:
+            details = {"executed": False, "retryable": True}
+            self.refuse(id, Unavailable("the server stops", details=details))
+            return True
+        if len(self._running) + len(self._held) >= self._limit or (
+            self._outlet.full and self._held_bytes > HELD_BYTES
+        ):
+            self.check_held()
+            self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
+            return True
+        return False
 
     def check_held(self) -> None:
         """Refuse to go on with a peer that goes on asking and does not acknowledge the answers.

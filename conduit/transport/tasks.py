@@ -96,7 +96,7 @@ else:
                 BaseException: What the coroutine raised in its first step.
             """
             spare = self._spare
-            if spare is None or spare.cancelled:
+            if spare is None or spare.done() or (spare.fresh and spare.cancelled):
                 self._spare = spare = _Carrier(self._loop)
             loop, task, context = self._loop, spare.task, copy_context()
             _enter_task(loop, task)
@@ -105,7 +105,7 @@ else:
             except StopIteration as stop:
                 if not self._keeps:
                     self.release()
-                elif spare.cancelled:
+                elif spare.done() or (spare.fresh and spare.cancelled):
                     # It has cancelled itself and gone on to its end, which cancels any Task.
                     raise asyncio.CancelledError from None
                 return stop.value
@@ -131,7 +131,14 @@ else:
                 self._spare = None
 
     class _Carrier(Coroutine[Any, Any, Any]):
-        """The body of a spare Task: waits until it is given a suspended coroutine to carry on."""
+        """The body of a spare Task: waits until it is given a suspended coroutine to carry on.
+
+        Attributes:
+            task: The Task.
+            fresh: Whether the Task has not run its first step yet.
+            done: Whether it waits no more: it carries a coroutine, or was cancelled, by whom it was
+                lent to or by who ends the loop.
+        """
 
         __slots__ = (
             "_accepted",
@@ -140,11 +147,15 @@ else:
             "_resumed",
             "_waiter",
             "_yielded",
+            "done",
+            "fresh",
             "task",
         )
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self._waiter: asyncio.Future[None] = loop.create_future()
+            self.done = self._waiter.done
+            self.fresh = True
             self._coroutine: Coroutine[Any, Any, Any] | None = None
             self._context: Context | None = None
             self._yielded: Any = None
@@ -154,8 +165,8 @@ else:
 
         @property
         def cancelled(self) -> bool:
-            """Whether the Task was cancelled, by whom it was lent to or by who ends the loop."""
-            return self._waiter.done() or self.task._must_cancel  # type: ignore[attr-defined]
+            """Whether the Task will be cancelled in its first step; later `done` tells."""
+            return bool(self.task._must_cancel)  # type: ignore[attr-defined]
 
         def carry(
             self, coroutine: Coroutine[Any, Any, Any], context: Context, yielded: Any
@@ -169,6 +180,7 @@ else:
                 self._waiter.set_result(None)
 
         def send(self, value: Any) -> Any:
+            self.fresh = False
             if self._coroutine is None:
                 return next(self._waiter.__await__())
             if not self._resumed:
@@ -186,6 +198,7 @@ else:
 
         def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
             error = typ if val is None else val
+            self.fresh = False
             if self._coroutine is None:
                 self._waiter.cancel()
                 raise error
