@@ -58,7 +58,13 @@ def decode(payload: bytes | memoryview) -> Any:
         if size <= _BUDGETED:
             return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
         budget = _Budget(max(_CONTAINERS, size * _CONTAINERS >> 20))
-        return unpackb(payload, **_PLAIN, list_hook=budget.spend_list, object_hook=budget.spend_map)
+        return unpackb(
+            payload,
+            max_ext_len=0,
+            ext_hook=_refuse_extension,
+            list_hook=budget.spend_list,
+            object_hook=budget.spend_map,
+        )
     except (ProtocolError, PayloadTooLarge):
         raise
     except Exception as exc:
