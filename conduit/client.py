@@ -213,7 +213,7 @@ class Client:
         except BaseException:
             await self.disconnect()
             raise
-        if self.status is Status.CLOSED:
+        if self._closed.done():
             raise closed_again(self._reason or ConnectionClosed("disconnected while connecting"))
 
     async def disconnect(self) -> None:

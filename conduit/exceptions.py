@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 if sys.version_info >= (3, 11):
     _Timeout = TimeoutError
@@ -58,9 +58,6 @@ __all__ = [
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-E = TypeVar("E", bound="RPCError")
 
 
 class ConduitError(Exception):
@@ -155,12 +152,13 @@ class RPCError(ConduitError):
     details: dict[str, Any]
     _registry: ClassVar[dict[str, type[RPCError]]] = {}
 
-    def __new__(cls: type[E], *args: Any, **kwargs: Any) -> E:
+    def __getattr__(self, name: str) -> Any:
         # A derived class need not call our __init__, and the error still has to cross the wire.
-        error = super().__new__(cls, *args)
-        error.message = args[0] if args and isinstance(args[0], str) else ""
-        error.details = {}
-        return error
+        if name == "message":
+            return self.args[0] if self.args and isinstance(self.args[0], str) else ""
+        if name == "details":
+            return {}
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __init__(self, message: str = "", *, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
