@@ -393,6 +393,9 @@ class Client:
         if connection.handling:
             # The server has closed as it should, and what it sent before is still being handled.
             self._background.start(connection.finish_messages(AFTERWARDS, None))
+        if connection.lingers:
+            # So that `disconnect` waits for it: no socket outlives the event loop.
+            self._background.start(connection.linger())
         if connection is self._connection:
             self._connection = None
             self.rpc.use(self._call)

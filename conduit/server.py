@@ -479,6 +479,9 @@ class Server:
         if connection.handling:
             # Its peer has closed as it should, and what it sent before is still being handled.
             self._logins_and_hooks.start(connection.finish_messages(AFTERWARDS, None))
+        if connection.lingers:
+            # So that `stop` waits for it: no socket outlives the event loop.
+            self._logins_and_hooks.start(connection.linger())
         if self._connections.pop(connection.id, None) is not None:
             logger.info("%r has gone: %s", connection, error)
             if "client_disconnect" in self._hooks:

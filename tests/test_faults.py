@@ -1266,3 +1266,17 @@ async def test_a_stall_that_is_longer_than_the_timeout_ends_nobody() -> None:
             time.sleep(0.6)  # a handler that blocks the loop of both sides
             await asyncio.sleep(0.15)
         await neighbour.check()
+
+
+async def test_no_socket_outlives_a_server_that_has_stopped() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as peer:
+        peer.setblocking(False)
+        async with Server(host="127.0.0.1", port=0, password=PASSWORD) as server:
+            await loop.sock_connect(peer, server.address)
+            await loop.sock_sendall(peer, b"GET / HTTP/1.1\r\n\r\n" + bytes(32))
+            while await loop.sock_recv(peer, 4096):
+                pass  # until the server has said its last word; it waits for this side's
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            peer.send(b"is anybody there?")  # answered by a reset
+            peer.send(b"then not")

@@ -409,6 +409,18 @@ class Connection:
         """Whether messages of a peer that has closed are still being handled."""
         return self._polite and bool(self._messages.futures())
 
+    @property
+    def lingers(self) -> bool:
+        """Whether the connection is over and its link is not: the peer may still read the end."""
+        return self._linked and self._error is not None
+
+    async def linger(self) -> None:
+        """Wait until the link is gone as well; cancelled, it is closed at once."""
+        try:
+            await self.wait_closed()
+        finally:
+            self._outlet.abort()
+
     def fail(self, error: Exception, code: int, reason: str, *, abort: bool = False) -> None:
         """End the connection for a reason that the owner has found.
 
@@ -438,8 +450,8 @@ class Connection:
 
     def link_lost(self, cause: Exception | None) -> None:
         """End: the link is gone."""
-        self._gone(cause)
         self._linked = False
+        self._gone(cause)
         self._shared.leave(self)
         if self._ended is None:
             self._ended = self._loop.create_future()
