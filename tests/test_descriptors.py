@@ -103,7 +103,7 @@ BAD = [(m, known, f, value) for m, known, fields in MODELS for f, _, bad in fiel
 def named(value: Any) -> str | None:
     if isinstance(value, type):
         return value.__name__
-    return "" if isinstance(value, dict) else repr(value)[:30]
+    return "" if isinstance(value, dict) else repr(value).partition(" at 0x")[0][:30]
 
 
 @pytest.mark.parametrize("model, known, field, value", GOOD, ids=named)

@@ -28,8 +28,8 @@ LOOPS = ["asyncio", "uvloop"]
 MEASURED = {"3.10", "3.13"}
 # What never sees an event loop is run once for each Python.
 LOOPLESS = ["tests/protocol", "tests/test_scram.py", "tests/test_tls_material.py"]
-# Tests take free ports and their own temporary directories, so two cells do not meet.
-AT_ONCE = min(2, os.cpu_count() or 1)
+# Tests take free ports and their own temporary directories, so those that run at once do not meet.
+SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 CELL_LIMIT = 240  # seconds; a cell should need less than 60
 
 
@@ -54,17 +54,15 @@ def main(versions: list[str]) -> int:
         return fail(f"not a tested version: {', '.join(sorted(unknown))}")
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(2) as pool:
         pythons = dict(zip(versions, pool.map(find_python, versions), strict=True))
         found = [version for version in versions if pythons[version]]
         if len(found) < 2:
             return fail(f"a matrix needs two Pythons of {', '.join(versions)}; found: {found}")
         ready = list(pool.map(lambda version: prepare(version, pythons[version]), found))
-        if not all(ready):
-            return 1
-        cells = list(
-            pool.map(lambda pair: run(*pair), [(v, loop) for v in found for loop in LOOPS])
-        )
+    if not all(ready):
+        return 1
+    cells = [run(version, loop) for version in found for loop in LOOPS]
 
     print(f"\n{'python':<8}{'loop':<9}{'':<6}{'seconds':>8}  pytest's closing line")
     for version in versions:
@@ -97,9 +95,9 @@ def prepare(version: str, python: str) -> bool:
 def run(version: str, loop: str) -> Cell:
     """Run the tests once."""
     cell = Cell(version, loop, False, "", 0.0)
-    # Cells share the checkout, so nothing may be written there that the other one reads.
+    # Processes share the checkout, so nothing may be written there that another one reads.
     command = [str(ROOT / ".venvs" / version / "bin" / "python"), "-m", "pytest", "-q"]
-    command += ["-p", "no:cacheprovider"]
+    command += ["-p", "no:cacheprovider", *SPREAD]
     if loop != LOOPS[0]:
         command += [f"--ignore={path}" for path in LOOPLESS]
     environment = os.environ | {"CONDUIT_TEST_LOOP": loop, "PYTHONDONTWRITEBYTECODE": "1"}

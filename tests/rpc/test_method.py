@@ -231,7 +231,7 @@ class Generators:
         functools.partial(generator),
         functools.partial(async_generator),
     ],
-    ids=repr,
+    ids=type,
 )
 def test_generators_are_refused(function: Any) -> None:
     with pytest.raises(TypeError, match="'method' is a generator"):

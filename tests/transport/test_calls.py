@@ -250,7 +250,7 @@ async def test_arguments_are_a_map_or_an_array(args: Any, expected: Any) -> None
         assert bodies(pair.client, FrameType.RPC_REQUEST) == [["hold", expected]]
 
 
-@pytest.mark.parametrize("args", ["text", 5, {1, 2}, b"bytes", object()], ids=repr)
+@pytest.mark.parametrize("args", ["text", 5, {1, 2}, b"bytes", object()], ids=type)
 async def test_other_arguments_are_refused(args: Any) -> None:
     async with Pair() as pair:
         with pytest.raises(TypeError, match=type(args).__name__):

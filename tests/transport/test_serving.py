@@ -595,7 +595,11 @@ async def test_the_value_of_a_response_is_checked_and_dumped() -> None:
             await within(pair.client.call("bad"))
 
 
-@pytest.mark.parametrize("value", [object(), 2**64, {1: object()}, "\ud800", [lambda: 0]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), 2**64, {1: object()}, "\ud800", [lambda: 0]],
+    ids=["object", "integer", "dict", "text", "list"],
+)
 async def test_a_result_that_cannot_be_packed_is_an_internal_error(value: Any) -> None:
     async with Pair() as pair:
 
