@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ hypothesis.settings.load_profile("conduit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that runs this in the background makes all processes ignore SIGINT; programs under
+    # test are to hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if LOOP not in LOOPS:
         raise pytest.UsageError(f"CONDUIT_TEST_LOOP must be one of {LOOPS}, not {LOOP!r}")
     try:
