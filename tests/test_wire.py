@@ -1001,7 +1001,7 @@ async def test_client_honours_credit() -> None:
         assert not waiting.done()
         await client.rpc.call("more")
         await asyncio.wait_for(waiting, 5)
-        await client.ping()
+        await client.rpc.call("more")  # behind the message; a ping would overtake it
         assert [name for name, _ in server.messages] == ["one", "two", "three"]
 
 
@@ -1042,6 +1042,33 @@ async def test_client_when_the_link_goes_during_a_call() -> None:
             await client.rpc.call("slow")
         assert caught.value.executed is None
         await client.disconnect()
+
+
+async def test_no_socket_outlives_a_client_that_has_disconnected() -> None:
+    disconnected = threading.Event()
+    heard: list[type[OSError]] = []
+
+    def script(end: ServerEnd) -> None:
+        while end.read_frame().type != RPC_REQUEST:
+            pass
+        end.write(frame(CLOSE, payload=pack([1000, "enough"])))
+        while end.sock.recv(4096):
+            pass  # until the client has said its last word; it waits for this side's
+        disconnected.wait(5)
+        try:
+            for _ in range(2):
+                end.sock.send(b"is anybody there?")  # answered by a reset
+        except OSError as exc:
+            heard.append(type(exc))
+
+    async with wire_serving(script=script) as server:
+        client = library_client(server)
+        await client.connect()
+        with pytest.raises(conduit.ConnectionLost, match="enough"):
+            await client.rpc.call("enough")
+        await client.disconnect()
+        disconnected.set()
+    assert heard and issubclass(heard[0], (ConnectionResetError, BrokenPipeError))
 
 
 CLIENT_VIOLATIONS = {

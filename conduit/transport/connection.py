@@ -247,6 +247,9 @@ class Connection:
     async def ping(self) -> float:
         """Measure the time to the peer and back, in seconds.
 
+        A ping overtakes what still waits to be written, so its answer does not say that messages
+        sent before have arrived; the answer to a call does.
+
         Raises:
             ConnectionClosed: The connection is closed, or closes before the answer.
             Overloaded: 50 pings were sent within 10 s; a peer closes who sends 100.
