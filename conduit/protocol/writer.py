@@ -9,10 +9,14 @@ from .frames import COMPRESSED, HEADER
 from .payload import deflate
 from .session import Session
 
-__all__ = ["COMPRESS_MOST", "FrameWriter"]
+__all__ = ["COMPRESS_MOST", "LARGE_FRAME", "FrameWriter"]
 
 COMPRESS_LEAST: Final = 1024
 COMPRESS_MOST: Final = 1024 * 1024
+LARGE_FRAME: Final = 16 * 1024
+"""Bytes of a payload that is worth a write of its own, so that what is queued stays small."""
+
+_pack: Final = HEADER.pack
 
 
 class FrameWriter:
@@ -23,6 +27,8 @@ class FrameWriter:
 
     Attributes:
         session: Numbers the frames, and keeps them until they are acknowledged.
+        due: Queued sequenced frames from which `on_due` is called for each.
+        on_due: Called with the size of a payload whose frame makes a write due.
         compresses: Whether payloads are compressed when that makes them smaller.
         holds: Whether sequenced frames are kept back, because the login is not done.
         farewell: A frame that goes out behind all others, and nothing after it.
@@ -36,9 +42,11 @@ class FrameWriter:
         "_stamp",
         "_urgent",
         "compresses",
+        "due",
         "ended",
         "farewell",
         "holds",
+        "on_due",
         "session",
     )
 
@@ -48,6 +56,8 @@ class FrameWriter:
         self._urgent: list[bytes] = []
         self._sealed: list[bytes] = []
         self._out: list[bytes] = []
+        self.due = 1
+        self.on_due: Callable[[int], None] = lambda size: None
         self.compresses = False
         self.farewell = b""
         self.ended = False
@@ -59,24 +69,26 @@ class FrameWriter:
         """Frames that wait for `take`."""
         return len(self._out) + len(self._urgent) + len(self._sealed) + bool(self.farewell)
 
-    def send(self, word: int, id: int, payload: bytes) -> int:
-        """Queue a sequenced frame and return how many are queued.
+    def send(self, word: int, id: int, payload: bytes) -> None:
+        """Queue a sequenced frame; `on_due` hears when it is time to write.
 
         Args:
             word: Type and flags, from `frames.word`; the flags contain SEQUENCED.
             id: The correlation id.
             payload: MessagePack.
         """
-        if self.compresses and COMPRESS_LEAST <= len(payload) <= COMPRESS_MOST:
+        size = len(payload)
+        if self.compresses and COMPRESS_LEAST <= size <= COMPRESS_MOST:
             smaller = deflate(payload)
-            if len(smaller) < len(payload):
-                word, payload = word | COMPRESSED, smaller
+            if len(smaller) < size:
+                word, payload, size = word | COMPRESSED, smaller, len(smaller)
         session, out = self.session, self._out
         session.sent = number = session.sent + 1
         if not out:
             self._stamp = self._clock()
-        out.append(HEADER.pack(word, len(payload), id, self._stamp, number & 0xFFFFFFFF) + payload)
-        return len(out)
+        out.append(_pack(word, size, id, self._stamp, number & 0xFFFFFFFF) + payload)
+        if len(out) >= self.due or size >= LARGE_FRAME:
+            self.on_due(size)
 
     def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
         """Queue a sequenced frame whose payload is `head` and `tail`; the tail is not copied."""

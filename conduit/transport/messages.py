@@ -28,7 +28,7 @@ from ..exceptions import (
     Unavailable,
 )
 from ..protocol.events import Capabilities
-from ..protocol.frames import REPLY, SEQUENCED, CloseCode, Frame, FrameType, word
+from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, word
 from ..protocol.payload import Encoder, decode
 from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, too_large
 from .line import Line
@@ -228,7 +228,7 @@ class Messages:
     def _put(self, id: int, payload: bytes) -> None:
         self._spend_credit(payload)
         self._expected += not id
-        self._outlet.send(_MESSAGE, id, payload)
+        self._outlet.protocol.send(_MESSAGE, id, payload)
         if self._line.waiters:
             self.room()
 
@@ -242,13 +242,13 @@ class Messages:
             payload = self._reliable.popleft()
             self._spend_credit(payload)
             self._expected += 1
-            self._outlet.send(_MESSAGE, 0, payload)
+            self._outlet.protocol.send(_MESSAGE, 0, payload)
         if self._line.waiters and self._has_room():
             self._line.move()
 
-    def credit(self, frame: Frame) -> None:
+    def credit(self, payload: bytes | memoryview) -> None:
         """Take STREAM_CREDIT of stream 0."""
-        body = decode(frame.payload)
+        body = decode(payload)
         if (
             type(body) is not list
             or len(body) != 2
@@ -263,17 +263,17 @@ class Messages:
 
     # In.
 
-    def receive(self, frame: Frame) -> None:
+    def receive(self, flags: int, id: int, payload: bytes | memoryview) -> None:
         """Take MESSAGE that is not a reply to a request, and see to its handler."""
         self._serving.check_held()
-        reply = bool(frame.flags & REPLY)
-        size = len(frame.payload) if frame.flags & SEQUENCED and not reply else 0
+        reply = bool(flags & REPLY)
+        size = len(payload) if flags & SEQUENCED and not reply else 0
         try:
-            body = decode(frame.payload)
+            body = decode(payload)
         except RPCError as exc:
             if size:
                 self._spend(size)
-            self._unhandled(frame.id, exc, size)
+            self._unhandled(id, exc, size)
             return
         if type(body) is not list or len(body) != 2 or type(body[0]) is not str:
             raise ProtocolError("MESSAGE must carry [name, data]", close_code=CloseCode.BAD_PAYLOAD)
@@ -282,14 +282,14 @@ class Messages:
         name, data = body
         if self._serving.draining and not reply:
             details = {"executed": False, "retryable": True}
-            self._unhandled(frame.id, Unavailable("the server stops", details=details), size)
+            self._unhandled(id, Unavailable("the server stops", details=details), size)
             return
         handler = self._routes.messages.get(name)
         if handler is None:
             if not reply:
-                self._unhandled(frame.id, self._routes.unknown_message(name), size)
+                self._unhandled(id, self._routes.unknown_message(name), size)
             return
-        message = _Incoming(name, data, handler, frame.id, size, reply=reply)
+        message = _Incoming(name, data, handler, id, size, reply=reply)
         if not self._busy or handler.concurrent:
             self._run(message)
         elif size or reply:
@@ -446,7 +446,7 @@ class Messages:
             self._open_bytes -= self._owed_bytes
             credit = self._encoder.pack([self._owed_count, self._owed_bytes])
             self._owed_count = self._owed_bytes = 0
-            self._outlet.send(_CREDIT, 0, credit)
+            self._outlet.protocol.send(_CREDIT, 0, credit)
 
     def fail(self, error: ConnectionClosed, *, handle_rest: bool) -> None:
         """End everything: the connection is gone.
