@@ -117,13 +117,18 @@ class FrameWriter:
             self.drop()
             self._urgent.clear()
             return chunks
-        if (self._out or self._sealed) and not self.holds:
-            if self._sealed:
-                chunks, self._sealed = self._sealed, chunks
-            if self._out:
-                chunks.append(b"".join(self._out))
-                self._out.clear()
-            self.session.keep(chunks)
+        out = self._out
+        if self._sealed and not self.holds:
+            chunks, self._sealed = self._sealed, chunks
+            if out:
+                chunks.append(b"".join(out))
+                out.clear()
+            self.session.keep(chunks, sum(map(len, chunks)))
+        elif out and not self.holds:
+            data = b"".join(out)
+            chunks.append(data)
+            out.clear()
+            self.session.keep(chunks, len(data))
         if self._urgent:
             chunks = [b"".join(self._urgent), *chunks]
             self._urgent.clear()

@@ -558,8 +558,7 @@ class Connection:
                 # The callers whose answers have just come are ready to run. What they send next
                 # goes out in the same write, without another turn of the loop.
                 self._loop.call_soon(outlet.flush)
-                outlet.flush_frames = calls.share(len(events))
-                outlet.cork()
+                outlet.flush_frames = outlet.protocol.due = calls.share(len(events))
             elif flushes:
                 outlet.flush()
 

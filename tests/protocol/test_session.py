@@ -293,7 +293,7 @@ def test_the_outbox_holds_what_was_sent_and_not_acknowledged(
     session = Session()
     for size in sizes:
         session.sent += 1
-        session.keep([bytes(size)])
+        session.keep([bytes(size)], size)
     highest = 0
     for number in acks:
         if number > len(sizes):
