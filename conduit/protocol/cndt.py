@@ -94,13 +94,16 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-_EMPTY: Final = (
-    FrameType.ACK,
-    FrameType.HEARTBEAT_PING,
-    FrameType.HEARTBEAT_PONG,
-    FrameType.STREAM_END,
+_EMPTY: Final = frozenset(
+    int(type)
+    for type in (
+        FrameType.ACK,
+        FrameType.HEARTBEAT_PING,
+        FrameType.HEARTBEAT_PONG,
+        FrameType.STREAM_END,
+    )
 )
-_LOGIN: Final = tuple(type for type in FrameType if type.name.startswith("AUTH_"))
+_LOGIN: Final = frozenset(int(type) for type in FrameType if type.name.startswith("AUTH_"))
 _ENDS: Final = (FrameType.AUTH_FAILURE, FrameType.CLOSE)
 
 ACCEPTS: Final[dict[State, tuple[FrameType, ...]]] = {
@@ -360,12 +363,13 @@ class CNDT(FrameWriter):
                     break
                 payload = data[start:stop]
                 start = stop
-                if sequenced:
+                if sequenced or type == _MESSAGE:
                     if compressed:
                         payload = self._inflate(payload)
-                    received += 1
-                    if opens and id:
-                        last_id = id
+                    if sequenced:
+                        received += 1
+                        if opens and id:
+                            last_id = id
                     events.append((type, flags, id, payload))
                 elif type:
                     session.received = received
@@ -421,10 +425,6 @@ class CNDT(FrameWriter):
             self.session.acknowledge(id)
             if self.session.outbox_bytes != before:
                 events.append(Acknowledged())
-        elif type == _MESSAGE:
-            if flags & COMPRESSED:
-                payload = self._inflate(payload)
-            events.append((type, flags, id, payload))
         elif type == FrameType.HEARTBEAT_PING:
             self._count_ping()
             if self.session.received != self.session.reported:
@@ -560,15 +560,18 @@ class _Rate:
 
 
 def _check(type: int, id: int, size: int) -> None:
-    """Check what only the rarer frames can break."""
-    if type in _EMPTY and size:
-        raise ProtocolError(f"{type_name(type)} with {size} bytes of payload")
-    if type == FrameType.CANCEL and not id:
+    """Check what only broadcasts and the rarer frames can break."""
+    if type == _MESSAGE:
+        if id:
+            raise ProtocolError(f"correlation id {id} on a message without a number")
+    elif type in _EMPTY:
+        if size:
+            raise ProtocolError(f"{type_name(type)} with {size} bytes of payload")
+    elif type in _LOGIN:
+        if id != 1:
+            raise ProtocolError(f"correlation id {id} on {type_name(type)}")
+    elif type == FrameType.CANCEL and not id:
         raise ProtocolError("CANCEL without a correlation id")
-    if type == FrameType.MESSAGE and id:
-        raise ProtocolError(f"correlation id {id} on a message without a number")
-    if type in _LOGIN and id != 1:
-        raise ProtocolError(f"correlation id {id} on {type_name(type)}")
 
 
 def _read_close(payload: bytes | memoryview) -> Closed:

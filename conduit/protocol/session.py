@@ -53,7 +53,7 @@ class Session:
         self._outbox: list[tuple[int, int, Sequence[bytes]]] = []
 
     def keep(self, chunks: Sequence[bytes], size: int) -> None:
-        """Keep what is about to be written, `size` bytes that end with the frame numbered `sent`."""
+        """Keep what is about to be written: `size` bytes, up to the frame numbered `sent`."""
         self._flushed = sent = self.sent
         self._outbox.append((sent, size, chunks))
         self.outbox_bytes += size

@@ -236,11 +236,30 @@ class MessageHandler:
         annotation = hints.get(self._message, Any)
         self._validate: Callable[[Any], Any] | None = None
         if annotation is not Any:
-            self._validate = _adapter(name, annotation).validate_python
+            self._validate = _adapter(name, annotation).validator.validate_python
         self.finish = _finisher(_returns_adapter(name, hints), hints.get("return", Any))
+        alone = self._by_position == [self._message] and not self._by_name
+        self.start: Callable[[Any, Any], Any] = (
+            self._plain_start() if alone and self.kind != "thread" else self._start
+        )
+        """Validates the message and calls the function; see `Method`."""
 
-    def start(self, data: Any, connection: Any) -> Any:
-        """Validate the message and call the function; see `Method`."""
+    def _plain_start(self) -> Callable[[Any, Any], Any]:
+        """Return `start` for a handler that takes nothing but the message, as on most clients."""
+        validate, function = self._validate, self.function
+        if validate is None:
+            return lambda data, connection: function(data)
+
+        def start(data: Any, connection: Any) -> Any:
+            try:
+                data = validate(data)
+            except ValidationError as exc:
+                raise _invalid_params(self.name, exc) from None
+            return function(data)
+
+        return start
+
+    def _start(self, data: Any, connection: Any) -> Any:
         if self._validate is not None:
             try:
                 data = self._validate(data)

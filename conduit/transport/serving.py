@@ -129,12 +129,12 @@ class Serving:
 
     Attributes:
         draining: Whether new calls are refused because the end is near.
+        held: Answers that wait because the outbox is full.
     """
 
     __slots__ = (
         "_connection",
         "_encoder",
-        "_held",
         "_held_bytes",
         "_limit",
         "_loop",
@@ -148,6 +148,7 @@ class Serving:
         "_ttl",
         "_value_max",
         "draining",
+        "held",
     )
 
     def __init__(
@@ -176,7 +177,7 @@ class Serving:
         self._value_max = 0
         self._running: dict[int, _Running] = {}
         self._requests: dict[int, _Running] = {}
-        self._held: list[tuple[int, int, bytes]] = []
+        self.held: list[tuple[int, int, bytes]] = []
         self._held_bytes = 0
 
     def opened(self, peer: Capabilities) -> None:
@@ -206,7 +207,7 @@ class Serving:
             self.check_held()
             self.refuse(id, self._routes.unknown_method(name))
             return
-        if (self._running or self._held or self.draining) and self._refuses(id):
+        if (self._running or self.held or self.draining) and self._refuses(id):
             return
         try:
             if handler.kind == "coroutine":
@@ -227,7 +228,7 @@ class Serving:
             details = {"executed": False, "retryable": True}
             self.refuse(id, Unavailable("the server stops", details=details))
             return True
-        if len(self._running) + len(self._held) >= self._limit or (
+        if len(self._running) + len(self.held) >= self._limit or (
             self._outlet.full and self._held_bytes > HELD_BYTES
         ):
             self.check_held()
@@ -241,9 +242,9 @@ class Serving:
         Raises:
             ProtocolError: Too many answers are held.
         """
-        if len(self._held) > 2 * self._limit:
+        if len(self.held) > 2 * self._limit:
             raise ProtocolError(
-                f"{len(self._held)} answers wait for an acknowledgement of what was sent before",
+                f"{len(self.held)} answers wait for an acknowledgement of what was sent before",
                 close_code=CloseCode.FLOOD,
             )
 
@@ -333,15 +334,15 @@ class Serving:
     def send(self, word: int, id: int, payload: bytes) -> None:
         """Send an answer, or hold it while the peer does not acknowledge what it has."""
         if self._outlet.full:
-            self._held.append((word, id, payload))
+            self.held.append((word, id, payload))
             self._held_bytes += len(payload)
         else:
             self._outlet.protocol.send(word, id, payload)
 
     def room(self) -> None:
         """Go on: the outlet has room again."""
-        while self._held and not self._outlet.full:
-            held = self._held.pop(0)
+        while self.held and not self._outlet.full:
+            held = self.held.pop(0)
             self._held_bytes -= len(held[2])
             self._outlet.protocol.send(*held)
             self._outlet.flush()
@@ -396,7 +397,7 @@ class Serving:
         """Stop every handler: the connection has gone, and with it who would read the answers."""
         self.stop_all(CallCancelled("the connection has gone"))
         self._running, self._requests = {}, {}
-        self._held.clear()
+        self.held.clear()
 
 
 def text_of(message: object) -> str:
