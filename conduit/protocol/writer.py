@@ -27,8 +27,8 @@ class FrameWriter:
 
     Attributes:
         session: Numbers the frames, and keeps them until they are acknowledged.
-        due: Queued sequenced frames from which `on_due` is called for each.
-        on_due: Called with the size of a payload whose frame makes a write due.
+        due: Queued sequenced frames from which `on_due` is called for each; a large one makes it 0.
+        on_due: Called when a write is due.
         compresses: Whether payloads are compressed when that makes them smaller.
         holds: Whether sequenced frames are kept back, because the login is not done.
         farewell: A frame that goes out behind all others, and nothing after it.
@@ -57,7 +57,7 @@ class FrameWriter:
         self._sealed: list[bytes] = []
         self._out: list[bytes] = []
         self.due = 1
-        self.on_due: Callable[[int], None] = lambda size: None
+        self.on_due: Callable[[], None] = lambda: None
         self.compresses = False
         self.farewell = b""
         self.ended = False
@@ -78,17 +78,26 @@ class FrameWriter:
             payload: MessagePack.
         """
         size = len(payload)
-        if self.compresses and COMPRESS_LEAST <= size <= COMPRESS_MOST:
-            smaller = deflate(payload)
-            if len(smaller) < size:
-                word, payload, size = word | COMPRESSED, smaller, len(smaller)
+        if size >= COMPRESS_LEAST:
+            word, payload = self._prepare(word, payload)
+            size = len(payload)
         session, out = self.session, self._out
         session.sent = number = session.sent + 1
         if not out:
             self._stamp = self._clock()
         out.append(_pack(word, size, id, self._stamp, number & 0xFFFFFFFF) + payload)
-        if len(out) >= self.due or size >= LARGE_FRAME:
-            self.on_due(size)
+        if len(out) >= self.due:
+            self.on_due()
+
+    def _prepare(self, word: int, payload: bytes) -> tuple[int, bytes]:
+        """Compress a payload if that helps, and have a large one written at once."""
+        if self.compresses and len(payload) <= COMPRESS_MOST:
+            smaller = deflate(payload)
+            if len(smaller) < len(payload):
+                word, payload = word | COMPRESSED, smaller
+        if len(payload) >= LARGE_FRAME:
+            self.due = 0
+        return word, payload
 
     def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
         """Queue a sequenced frame whose payload is `head` and `tail`; the tail is not copied."""

@@ -110,12 +110,12 @@ class Outlet:
         self.protocol.due = self.flush_frames
         return open
 
-    def _due(self, size: int) -> None:
-        """Write now that enough is queued, or soon if this is the first frame."""
-        if self.protocol.due > 1 or size >= LARGE_FRAME:
-            self.flush()
-        else:
+    def _due(self) -> None:
+        """Write soon when this is the first frame, or now that there are enough."""
+        if self.protocol.due == 1:
             self.flush_soon()
+        else:
+            self.flush()
 
     def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
         """Send a sequenced frame with a large end that is not to be copied."""

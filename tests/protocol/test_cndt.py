@@ -861,8 +861,8 @@ def test_a_large_end_is_written_without_a_copy(server: CNDT) -> None:
 
 
 def test_it_is_told_when_a_write_is_due(server: CNDT) -> None:
-    sizes: list[int] = []
-    server.on_due = sizes.append
+    due: list[int] = []
+    server.on_due = lambda: due.append(server.corked)
     request = word(RPC_REQUEST, SEQUENCED)
     server.send(request, 2, b"first")
     server.due = 3
@@ -870,8 +870,9 @@ def test_it_is_told_when_a_write_is_due(server: CNDT) -> None:
     server.send(request, 6, b"third")
     server.take()
     server.send(request, 8, bytes(LARGE_FRAME - 1))
+    assert due == [1, 3]
     server.send(request, 10, bytes(LARGE_FRAME))
-    assert sizes == [5, 5, LARGE_FRAME]
+    assert due == [1, 3, 2]
 
 
 def test_corked_counts_what_waits(server: CNDT) -> None:
