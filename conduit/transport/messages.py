@@ -34,6 +34,7 @@ from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, 
 from .line import Line
 from .outlet import Outlet
 from .serving import Handler, Routes, Serving, as_rpc_error, why_stopped
+from .stream import read_credit
 from .tasks import Suspended
 
 __all__ = ["Messages", "encode_message"]
@@ -248,17 +249,9 @@ class Messages:
 
     def credit(self, frame: Frame) -> None:
         """Take STREAM_CREDIT of stream 0."""
-        body = decode(frame.payload)
-        if (
-            type(body) is not list
-            or len(body) != 2
-            or not all(type(number) is int and number >= 0 for number in body)
-        ):
-            raise ProtocolError(
-                "STREAM_CREDIT must carry [items, bytes]", close_code=CloseCode.BAD_PAYLOAD
-            )
-        self._count += body[0]
-        self._bytes += body[1]
+        count, size = read_credit(frame)
+        self._count += count
+        self._bytes += size
         self.room()
 
     # In.

@@ -70,6 +70,8 @@ class Handler(Protocol):
     kind: Literal["coroutine", "thread", "inline"]
     timeout: float | None
     concurrent: bool
+    streaming: Any
+    """Its `streaming.Streaming`; None when it neither sends nor takes items."""
     finish: Callable[[Any], Any] | None
     """Checks the result and turns it into plain data; None when there is nothing to check."""
 
@@ -131,7 +133,10 @@ class Serving:
 
     Attributes:
         draining: Whether new calls are refused because the end is near.
+        stream: Runs a handler for a call with streams; `Streams` sets it to its `serve`.
     """
+
+    stream: Callable[[int, Handler, Any, Any], Any]
 
     __slots__ = (
         "_connection",
@@ -149,6 +154,7 @@ class Serving:
         "_ttl",
         "_value_max",
         "draining",
+        "stream",
     )
 
     def __init__(
@@ -214,7 +220,9 @@ class Serving:
         if (self._running or self._held or self.draining) and self._refuses(id):
             return
         try:
-            if handler.kind == "coroutine":
+            if len(body) == 3 and "stream" in body[2]:
+                result = self.stream(id, handler, params, body[2]["stream"])
+            elif handler.kind == "coroutine":
                 result = self._start(handler.start(params, self._connection))
             else:
                 result = self.execute(handler, params)
