@@ -26,7 +26,7 @@ from msgpack import Packer, Unpacker, unpackb
 from ..exceptions import InvalidParams, PayloadTooLarge, ProtocolError
 from .frames import CloseCode
 
-__all__ = ["LARGE", "Encoder", "decode", "deflate", "inflate", "plain"]
+__all__ = ["LARGE", "Encoder", "decode", "deflate", "inflate", "plain", "read_credit"]
 
 LARGE: Final = 64 * 1024
 """Bytes from which a `bytes` value at the end of a payload is sent without being copied."""
@@ -171,6 +171,24 @@ def _has_few_tokens(payload: bytes | memoryview, size: int) -> bool:
         if position > size or wanted > size:
             return False
     return False
+
+
+def read_credit(payload: bytes | memoryview) -> tuple[int, int]:
+    """Return items and bytes, what STREAM_CREDIT carries.
+
+    Raises:
+        ProtocolError: It is something else.
+    """
+    body = decode(payload)
+    if (
+        type(body) is not list
+        or len(body) != 2
+        or not all(type(number) is int and number >= 0 for number in body)
+    ):
+        raise ProtocolError(
+            "STREAM_CREDIT must carry [items, bytes]", close_code=CloseCode.BAD_PAYLOAD
+        )
+    return body[0], body[1]
 
 
 class Encoder:

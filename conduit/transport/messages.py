@@ -29,12 +29,11 @@ from ..exceptions import (
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, Frame, FrameType, word
-from ..protocol.payload import Encoder, decode
+from ..protocol.payload import Encoder, decode, read_credit
 from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, too_large
 from .line import Line
 from .outlet import Outlet
 from .serving import Handler, Routes, Serving, as_rpc_error, why_stopped
-from .stream import read_credit
 from .tasks import Suspended
 
 __all__ = ["Messages", "encode_message"]
@@ -249,7 +248,7 @@ class Messages:
 
     def credit(self, frame: Frame) -> None:
         """Take STREAM_CREDIT of stream 0."""
-        count, size = read_credit(frame)
+        count, size = read_credit(frame.payload)
         self._count += count
         self._bytes += size
         self.room()

@@ -17,11 +17,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Final
 
 from ..exceptions import PayloadTooLarge, ProtocolError
-from ..protocol.frames import SEQUENCED, CloseCode, Frame, FrameType, word
-from ..protocol.payload import Encoder, decode
+from ..protocol.frames import SEQUENCED, CloseCode, FrameType, word
+from ..protocol.payload import Encoder
 from .outlet import Outlet
 
-__all__ = ["Check", "Explain", "Receiver", "Sender", "read_credit"]
+__all__ = ["Check", "Explain", "Receiver", "Sender"]
 
 _ITEM: Final = word(FrameType.STREAM_ITEM, SEQUENCED)
 _END: Final = word(FrameType.STREAM_END, SEQUENCED)
@@ -53,7 +53,7 @@ class Sender:
         check: Validates the items and makes them plain; None for any.
 
     Attributes:
-        error: Why no more items can be sent.
+        closed: Why no more items can be sent.
     """
 
     __slots__ = (
@@ -61,6 +61,7 @@ class Sender:
         "_bytes",
         "_check",
         "_encoder",
+        "_failure",
         "_id",
         "_items",
         "_limit",
@@ -70,7 +71,7 @@ class Sender:
         "_room",
         "_task",
         "_value_max",
-        "error",
+        "closed",
     )
 
     def __init__(
@@ -96,33 +97,46 @@ class Sender:
         # Nothing is known of the items yet. The batches grow while they are small enough.
         self._limit = 1
         self._room: asyncio.Future[None] | None = None
-        self._task = asyncio.current_task(loop)
-        self.error: Exception | None = None
+        self._task: asyncio.Task[Any] | None = None  # while it feeds
+        self._failure: Exception | None = None
+        self.closed: Exception | None = None
 
     async def feed(self, source: AsyncIterator[Any] | Iterator[Any]) -> None:
         """Send what an iterator gives, and close it if it is left before its end."""
-        batch = self._batch
+        self._task = asyncio.current_task(self._loop)
         try:
             if isinstance(source, AsyncIterator):
-                async for item in source:
-                    batch.append(item)
-                    count = len(batch)
-                    if count >= self._limit:
-                        await self._turn()
-                    elif count == 1:
-                        self._loop.call_soon(self._flush_later)
+                await self._feed(source)
             else:
-                for item in source:
-                    batch.append(item)
-                    if len(batch) >= self._limit:
-                        await self._turn()
+                await self._feed_plain(source)
+        except asyncio.CancelledError:
+            if self._failure is None:
+                raise
+            self._raise()
         finally:
+            self._task = None
             await _close(source)
+
+    async def _feed(self, source: AsyncIterator[Any]) -> None:
+        batch = self._batch
+        async for item in source:
+            batch.append(item)
+            count = len(batch)
+            if count >= self._limit:
+                await self._turn()
+            elif count == 1:
+                self._loop.call_soon(self._flush_later)
+
+    async def _feed_plain(self, source: Iterator[Any]) -> None:
+        batch = self._batch
+        for item in source:
+            batch.append(item)
+            if len(batch) >= self._limit:
+                await self._turn()
 
     async def put(self, item: Any) -> None:
         """Send one item."""
-        if self.error is not None:
-            raise self.error
+        self._raise()
         self._batch.append(item)
         if len(self._batch) >= self._limit:
             await self._turn()
@@ -134,8 +148,7 @@ class Sender:
         self._flush()
         while self._ready:
             await self._wait_for_room()
-        if self.error is not None:
-            raise self.error
+        self._raise()
 
     def end(self) -> None:
         """Tell the peer that no items follow."""
@@ -147,8 +160,15 @@ class Sender:
         await asyncio.sleep(0)
         while self._ready:
             await self._wait_for_room()
-        if self.error is not None:
-            raise self.error
+        self._raise()
+
+    def _raise(self) -> None:
+        """Raise what went wrong while nobody was there to raise it to."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self.closed is not None:
+            raise self.closed
 
     async def _wait_for_room(self) -> None:
         if self._room is None:
@@ -156,14 +176,20 @@ class Sender:
         await asyncio.shield(self._room)
 
     def _flush_later(self) -> None:
-        """Send what has become ready while the source went on without waiting."""
+        """Send what has become ready while its source went on without waiting."""
         try:
             self._flush()
         except Exception as exc:  # noqa: BLE001  # raised in the task that sends
-            self.fail(exc)
+            self._failure = exc
+            if self._task is not None:
+                self._task.cancel()  # it may be waiting for its source, for long
 
     def _flush(self) -> None:
-        """Check what was collected, and send what there is credit for."""
+        """Check what was collected, and send what there is credit for.
+
+        Raises:
+            Exception: An item is not what it should be; those before it are sent all the same.
+        """
         failure: Exception | None = None
         if self._batch:
             items = self._batch.copy()
@@ -171,7 +197,7 @@ class Sender:
             if self._check is not None:
                 try:
                     items = self._check(items)
-                except Exception as exc:  # noqa: BLE001  # raised below, behind what fits
+                except Exception as exc:  # noqa: BLE001  # raised below
                     items, failure = good_part(self._check, items, exc)
             self._ready += items
         while self._ready and self._items > 0 and self._bytes > 0 and not self._outlet.blocked:
@@ -185,8 +211,9 @@ class Sender:
             head, tail = self._pack(self._ready[:count])
         except Exception:
             if count == 1:
+                self._ready.clear()  # nothing goes out behind what could not
                 raise
-            self._send(1)  # those before the one that cannot be sent
+            self._send(1)  # one by one, up to the one that cannot be sent
             return
         size = len(head) + len(tail)
         if count > 1 and size > min(MOST_BYTES, self._value_max):
@@ -235,24 +262,18 @@ class Sender:
                 self._room.set_result(None)
             self._room = None
 
-    def fail(self, error: Exception) -> None:
-        """Send nothing more, and end the task that sends, which raises the error."""
-        if self.error is None:
-            self._stop(error)
-            if self._task is not None and self._task is not asyncio.current_task(self._loop):
-                self._task.cancel()
+    def close(self, reason: Exception | None = None) -> None:
+        """Send nothing more, because the call is over or the connection is gone."""
+        if self.closed is None:
+            self.closed = reason or RuntimeError("the call that the items belong to is over")
+            self._batch.clear()
+            self._ready.clear()
+            self._wake()
 
-    def close(self, error: Exception | None = None) -> None:
-        """Send nothing more: the call is over; `error` says why."""
-        if self.error is None:
-            self._stop(error or RuntimeError("the call that the items belong to is over"))
-
-    def _stop(self, error: Exception) -> None:
-        self.error = error
-        self._batch.clear()
-        self._ready.clear()
-        self._limit = 0  # whoever adds an item looks at the error
-        self._wake()
+    @property
+    def waits(self) -> bool:
+        """Whether there are items that could not be sent yet."""
+        return bool(self._ready)
 
 
 class Receiver:
@@ -268,13 +289,14 @@ class Receiver:
         explain: What becomes of an error of `check`; None raises it as it is.
 
     Attributes:
+        current: The items that are being handed out. Whoever stops in the middle and starts again
+            goes on where it has stopped.
         discards: Whether items are thrown away because nobody wants them.
     """
 
     __slots__ = (
         "_check",
         "_count",
-        "_current",
         "_encoder",
         "_ended",
         "_error",
@@ -291,6 +313,7 @@ class Receiver:
         "_size",
         "_waiter",
         "_window",
+        "current",
         "discards",
     )
 
@@ -313,7 +336,7 @@ class Receiver:
         self._check = check
         self._explain = explain
         self._queue: deque[tuple[list[Any], int]] = deque()
-        self._current: Iterator[Any] = iter(())
+        self.current: Iterator[Any] = iter(())
         self._count = self._size = 0  # of the frame that is being handed out
         self._handed_out = 0  # items of the frames before it
         self._open_items = self._open_bytes = 0
@@ -359,45 +382,54 @@ class Receiver:
             self._error = error
         if drop:
             self._queue.clear()
-            self._current = iter(())
+            self.current = iter(())
         self._wake()
 
     # What the consumer calls.
 
     async def items(self) -> AsyncIterator[Any]:
-        """Hand out the items; a second iterator goes on where the first has stopped."""
+        """Hand out the items."""
         while True:
-            for item in self._current:
+            for item in self.current:
                 yield item
-            if self._advance():
-                continue
+            if not await self.more():
+                return
+
+    async def more(self) -> bool:
+        """Wait for the next frame of items, which `current` iterates over then.
+
+        Returns:
+            False at the end of the items.
+
+        Raises:
+            Exception: Why there are no more.
+        """
+        while not self._advance():
             if self._error is not None:
                 raise self._error
             if self._ended:
-                return
-            await self._wait()
+                return False
+            if self._waiter is not None:
+                raise RuntimeError("another task waits for the items of this call already")
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return True
 
     def discard(self) -> None:
         """Throw away what nobody takes, so that the producer can go on to its end."""
         self.discards = True
-        self._current = iter(())
+        self.current = iter(())
         while self._advance(check=False):
-            self._current = iter(())
+            self.current = iter(())
 
     def close(self) -> None:
         """Throw everything away: the call is over."""
         self._ended = True
         self._error = RuntimeError("the call that the items belong to is over")
         self.end(drop=True)
-
-    async def _wait(self) -> None:
-        if self._waiter is not None:
-            raise RuntimeError("another task waits for the items of this call already")
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -418,7 +450,7 @@ class Receiver:
                 items = self._check(items)
             except Exception as exc:  # noqa: BLE001  # raised behind the items that fit
                 items = self._without_bad(self._check, items, exc)
-        self._current = iter(items)
+        self.current = iter(items)
         return True
 
     def _without_bad(self, check: Check, items: list[Any], error: Exception) -> list[Any]:
@@ -466,21 +498,3 @@ def good_part(check: Check, items: Iterable[Any], error: Exception) -> tuple[lis
         except Exception as exc:  # noqa: BLE001  # whoever asks raises it
             return good, exc
     return good, error
-
-
-def read_credit(frame: Frame) -> tuple[int, int]:
-    """Return what STREAM_CREDIT carries.
-
-    Raises:
-        ProtocolError: It is not `[items, bytes]`.
-    """
-    body = decode(frame.payload)
-    if (
-        type(body) is not list
-        or len(body) != 2
-        or not all(type(number) is int and number >= 0 for number in body)
-    ):
-        raise ProtocolError(
-            "STREAM_CREDIT must carry [items, bytes]", close_code=CloseCode.BAD_PAYLOAD
-        )
-    return body[0], body[1]

@@ -63,19 +63,12 @@ class OpenCall:
             await sender.feed(source)
             await sender.finish()
             sender.end()
-        except asyncio.CancelledError:
-            if sender.error is None:
-                raise
-            self._failed(sender.error)
         except Exception as exc:  # noqa: BLE001  # the caller gets it
-            self._failed(exc)
+            if not self.answer.done():
+                self.answer.set_exception(exc)
+                self._calls.abandon(self._id, "the caller's items failed")
         finally:
             sender.close()
-
-    def _failed(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-            self._calls.abandon(self._id, "the caller's items failed")
 
     def leave(self) -> None:
         """Give the call up, if it is not over: the handler is cancelled."""
@@ -123,7 +116,7 @@ class StreamCall(Generic[T, R]):
     Nothing is sent before the block is entered, the first item or the result is asked for.
     """
 
-    __slots__ = ("_call", "_finish", "_iterators", "_start", "_started", "_wanted")
+    __slots__ = ("_call", "_entered", "_finish", "_iterators", "_start", "_started", "_wanted")
 
     def __init__(
         self, start: Callable[[], Awaitable[OpenCall]], finish: Callable[[list[Any]], R]
@@ -131,6 +124,7 @@ class StreamCall(Generic[T, R]):
         self._call: OpenCall | None = None
         self._start = start
         self._finish = finish
+        self._entered = False
         self._started = False
         self._iterators = 0
         self._wanted = False
@@ -146,6 +140,7 @@ class StreamCall(Generic[T, R]):
     async def __aenter__(self: S) -> S:
         """Make the call; see `result` for what it may raise."""
         await self._opened()
+        self._entered = True
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -163,10 +158,17 @@ class StreamCall(Generic[T, R]):
             RPCError, ConnectionLost: As for `result`.
         """
         call = await self._opened()
+        receiver = call.receiver
         self._iterators += 1
         try:
-            async for item in call.receiver.items():
-                yield item
+            while True:
+                for item in receiver.current:
+                    yield item
+                if not await receiver.more():
+                    return
+        except asyncio.CancelledError:
+            self._cancelled(call)
+            raise
         finally:
             self._iterators -= 1
             self._throw_away(call)
@@ -189,10 +191,18 @@ class StreamCall(Generic[T, R]):
         self._wanted = True
         self._throw_away(call)
         if not call.answer.done():
-            await asyncio.wait([call.answer])
+            try:
+                await asyncio.wait([call.answer])
+            except asyncio.CancelledError:
+                self._cancelled(call)
+                raise
         if call.answer.cancelled():
             raise RuntimeError("the call was left before its end, so it has no result")
         return self._finish(call.answer.result())
+
+    def _cancelled(self, call: OpenCall) -> None:
+        if not self._entered:
+            call.leave()
 
     def _throw_away(self, call: OpenCall) -> None:
         if self._wanted and not self._iterators:

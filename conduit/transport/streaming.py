@@ -15,11 +15,11 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from ..exceptions import ConnectionClosed, ConnectionLost, InvalidParams, ProtocolError, RPCError
 from ..protocol.events import Capabilities
 from ..protocol.frames import CloseCode, Frame, FrameType
-from ..protocol.payload import Encoder, decode
+from ..protocol.payload import Encoder, decode, read_credit
 from .calls import Calls, Params
 from .outlet import Outlet
 from .serving import Handler, Serving
-from .stream import Check, Explain, Receiver, Sender, read_credit
+from .stream import Check, Explain, Receiver, Sender
 from .stream_call import OpenCall, without_iterator
 from .tasks import Starter
 
@@ -162,7 +162,7 @@ class Streams:
             if receiver is not None:
                 receiver.end()
         elif sender is not None:
-            sender.credit(*read_credit(frame))
+            sender.credit(*read_credit(frame.payload))
 
     def _receive_items(self, frame: Frame, receiver: Receiver) -> None:
         try:
@@ -178,21 +178,22 @@ class Streams:
         receiver.receive(items, len(frame.payload))
 
     def room(self) -> None:
-        """Go on: the outlet has room again."""
-        for sender, _ in list(self._open.values()):
-            if sender is not None:
+        """Go on: the outlet has room again; whoever was let go on is the last next time."""
+        for id, entry in list(self._open.items()):
+            if self._outlet.blocked:
+                return
+            sender, _ = entry
+            if sender is not None and sender.waits:
+                self._open[id] = self._open.pop(id)
                 sender.room()
 
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
-        lost = ConnectionLost(
-            error.reason, code=error.code, message=f"the connection was lost: {error}"
-        )
         for sender, receiver in self._open.values():
             if sender is not None:
-                sender.close(lost)
+                sender.close(_lost(error))
             if receiver is not None:
-                receiver.end(lost)
+                receiver.end(_lost(error))
 
     # Calls that this side makes.
 
@@ -301,13 +302,16 @@ class Streams:
                 await sender.feed(work)
             else:
                 result = await work
-            await sender.finish()
-        except asyncio.CancelledError:
-            if sender.error is not None:
-                raise sender.error from None  # an item could not be sent, so the handler was ended
-            raise
         except Exception:
-            if sender.error is None:
+            if sender.closed is None:
                 await sender.finish()  # the caller gets what was sent before
             raise
+        await sender.finish()
         return result
+
+
+def _lost(error: ConnectionClosed) -> ConnectionLost:
+    text = f"the connection was lost while a stream was open: {error}"
+    lost = ConnectionLost(error.reason, code=error.code, message=text)
+    lost.__cause__ = error.__cause__
+    return lost

@@ -171,5 +171,5 @@ async def test_an_error_of_the_call_is_raised_as_it_is() -> None:
 
     for returns in (None, int, Response):
         with pytest.raises(ConnectionClosed) as caught:
-            await Caller(broken()).call("get", returns=returns)
+            await Caller(broken(), Peer()._stream).call("get", returns=returns)
         assert caught.value is error
