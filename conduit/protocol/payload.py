@@ -261,9 +261,11 @@ def plain(value: Any) -> Any:
         return dump(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    hint = "send plain data, a dataclass or a Pydantic model"
+    if hasattr(value, "__aiter__") or hasattr(value, "__next__"):
+        hint = "an iterator can be an argument of rpc.stream(...), and nothing else"
     raise TypeError(
-        f"cannot send a value of type {type(value).__module__}.{type(value).__qualname__}; "
-        "send plain data, a dataclass or a Pydantic model"
+        f"cannot send a value of type {type(value).__module__}.{type(value).__qualname__}; {hint}"
     )
 
 

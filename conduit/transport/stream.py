@@ -27,6 +27,8 @@ _ITEM: Final = word(FrameType.STREAM_ITEM, SEQUENCED)
 _END: Final = word(FrameType.STREAM_END, SEQUENCED)
 _CREDIT: Final = word(FrameType.STREAM_CREDIT, SEQUENCED)
 
+FIRST_ITEMS: Final = 16
+"""Items that are collected at first; twice as many each time while they are small."""
 MOST_ITEMS: Final = 512
 """Items of a frame, and items after which a source that never waits gives way to the others."""
 ENOUGH_BYTES: Final = 16 * 1024
@@ -54,6 +56,7 @@ class Sender:
 
     Attributes:
         closed: Why no more items can be sent.
+        ready: Items that are checked and plain, and wait for credit or for the link.
     """
 
     __slots__ = (
@@ -67,11 +70,11 @@ class Sender:
         "_limit",
         "_loop",
         "_outlet",
-        "_ready",
         "_room",
         "_task",
         "_value_max",
         "closed",
+        "ready",
     )
 
     def __init__(
@@ -93,9 +96,8 @@ class Sender:
         self._value_max = value_max
         self._check = check
         self._batch: list[Any] = []  # as they came
-        self._ready: list[Any] = []  # checked and plain
-        # Nothing is known of the items yet. The batches grow while they are small enough.
-        self._limit = 1
+        self.ready: list[Any] = []
+        self._limit = FIRST_ITEMS  # nothing is known of the items yet
         self._room: asyncio.Future[None] | None = None
         self._task: asyncio.Task[Any] | None = None  # while it feeds
         self._failure: Exception | None = None
@@ -144,9 +146,9 @@ class Sender:
             self._loop.call_soon(self._flush_later)
 
     async def finish(self) -> None:
-        """Wait until every item has left."""
-        self._flush()
-        while self._ready:
+        """Wait until every item has left; raises what became of one that could not."""
+        self._flush_later()
+        while self.ready:
             await self._wait_for_room()
         self._raise()
 
@@ -158,7 +160,7 @@ class Sender:
         """Send a full batch, give way to others, and wait while it cannot be sent."""
         self._flush()
         await asyncio.sleep(0)
-        while self._ready:
+        while self.ready:
             await self._wait_for_room()
         self._raise()
 
@@ -199,19 +201,19 @@ class Sender:
                     items = self._check(items)
                 except Exception as exc:  # noqa: BLE001  # raised below
                     items, failure = good_part(self._check, items, exc)
-            self._ready += items
-        while self._ready and self._items > 0 and self._bytes > 0 and not self._outlet.blocked:
-            self._send(min(len(self._ready), self._items, MOST_ITEMS))
+            self.ready += items
+        while self.ready and self._items > 0 and self._bytes > 0 and not self._outlet.blocked:
+            self._send(min(len(self.ready), self._items, self._limit))
         if failure is not None:
             raise failure
 
     def _send(self, count: int) -> None:
         """Send the first `count` items, or fewer when they are large."""
         try:
-            head, tail = self._pack(self._ready[:count])
+            head, tail = self._pack(self.ready[:count])
         except Exception:
             if count == 1:
-                self._ready.clear()  # nothing goes out behind what could not
+                self.ready.clear()  # nothing goes out behind what could not
                 raise
             self._send(1)  # one by one, up to the one that cannot be sent
             return
@@ -223,7 +225,7 @@ class Sender:
             self._limit = max(1, count * ENOUGH_BYTES // size)
         elif count >= self._limit:
             self._limit = min(MOST_ITEMS, 2 * self._limit)
-        del self._ready[:count]
+        del self.ready[:count]
         self._items -= count
         self._bytes -= size
         if tail:
@@ -251,9 +253,9 @@ class Sender:
 
     def room(self) -> None:
         """Go on: there is credit, or the outlet has room again."""
-        if self._ready:
+        if self.ready:
             self._flush_later()
-        if not self._ready:
+        if not self.ready:
             self._wake()
 
     def _wake(self) -> None:
@@ -267,13 +269,8 @@ class Sender:
         if self.closed is None:
             self.closed = reason or RuntimeError("the call that the items belong to is over")
             self._batch.clear()
-            self._ready.clear()
+            self.ready.clear()
             self._wake()
-
-    @property
-    def waits(self) -> bool:
-        """Whether there are items that could not be sent yet."""
-        return bool(self._ready)
 
 
 class Receiver:
@@ -382,7 +379,7 @@ class Receiver:
             self._error = error
         if drop:
             self._queue.clear()
-            self.current = iter(())
+            self._drop_current()
         self._wake()
 
     # What the consumer calls.
@@ -421,9 +418,13 @@ class Receiver:
     def discard(self) -> None:
         """Throw away what nobody takes, so that the producer can go on to its end."""
         self.discards = True
-        self.current = iter(())
+        self._drop_current()
         while self._advance(check=False):
-            self.current = iter(())
+            self._drop_current()
+
+    def _drop_current(self) -> None:
+        for _ in self.current:  # exhausted, because a loop over it may be under way
+            pass
 
     def close(self) -> None:
         """Throw everything away: the call is over."""

@@ -74,6 +74,7 @@ class OpenCall:
         """Give the call up, if it is not over: the handler is cancelled."""
         if not self.answer.done():
             self.answer.cancel()
+            self.receiver.close()
             self._calls.abandon(self._id, "the caller has left")
 
     def leave_soon(self) -> None:
@@ -89,9 +90,7 @@ class OpenCall:
             await asyncio.wait([self._pump])
 
     def _answered(self, answer: asyncio.Future[list[Any]]) -> None:
-        if answer.cancelled():
-            self.receiver.close()
-        else:
+        if not answer.cancelled():
             error: Any = answer.exception()
             self.receiver.end(error, drop=self._drops and isinstance(error, RPCTimeout))
         if self._pump is not None:

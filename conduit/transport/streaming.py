@@ -183,7 +183,7 @@ class Streams:
             if self._outlet.blocked:
                 return
             sender, _ = entry
-            if sender is not None and sender.waits:
+            if sender is not None and sender.ready:
                 self._open[id] = self._open.pop(id)
                 sender.room()
 
