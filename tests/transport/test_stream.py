@@ -393,7 +393,7 @@ async def test_an_item_does_not_wait_for_the_next() -> None:
 
         for method in ("slow", "sending"):
             go_on.clear()
-            got = []
+            got: list[Any] = []
             async for item in pair.client.stream(method):
                 got.append(item)
                 if item == 2:
@@ -744,7 +744,7 @@ async def test_a_handler_may_have_a_limit_of_its_own() -> None:
             source.given = 2
             await asyncio.Event().wait()
 
-        got = []
+        got: list[Any] = []
         with pytest.raises(RPCTimeout):
             await collect(pair.client.stream("count"), got)
         assert got == [1, 2]
@@ -863,7 +863,7 @@ async def test_an_error_arrives_behind_the_items_before_it(wait: bool) -> None:
             raise Failed("that was all", details={"at": 50})
 
         for method in ("yields", "sends"):
-            got = []
+            got: list[Any] = []
             async with pair.client.stream(method) as run:
                 with pytest.raises(Failed, match="that was all") as caught:
                     await collect(run, got)
@@ -894,7 +894,7 @@ async def test_what_a_generator_yields_is_checked(
             finally:
                 closed.append(True)
 
-        got = []
+        got: list[Any] = []
         with pytest.raises(InternalError):
             await collect(pair.client.stream("wrong"), got)
         assert got == list(range(10))
@@ -942,7 +942,7 @@ async def test_items_that_cannot_be_sent(wait: bool, caplog: pytest.LogCaptureFi
             await stream.send(21)
 
         for method in ("yields", "sends"):
-            got = []
+            got: list[Any] = []
             with pytest.raises(InternalError):
                 await collect(pair.client.stream(method), got)
             assert got == list(range(20))
@@ -970,7 +970,7 @@ async def test_an_item_that_is_too_large() -> None:
             yield "y" * 900
             yield "z" * 1000
 
-        got = []
+        got: list[Any] = []
         with pytest.raises(PayloadTooLarge, match="an item takes 1003 bytes and the peer accepts"):
             await collect(pair.client.stream("texts"), got)
         assert got == ["x" * 900, "y" * 900]
@@ -1016,7 +1016,7 @@ async def test_items_that_are_not_what_the_caller_asks_for() -> None:
             yield "three"
             yield 4
 
-        got = []
+        got: list[Any] = []
         async with pair.client.stream("mixed", items=int) as run:
             with pytest.raises(ValidationError):
                 await collect(run, got)
@@ -1109,7 +1109,7 @@ async def test_a_lost_link_ends_both_sides(caller_is_client: bool) -> None:
                 yield item
             await asyncio.Event().wait()
 
-        got = []
+        got: list[Any] = []
         async with caller.stream("both", {"numbers": numbers()}) as run:
             with pytest.raises(ConnectionLost):
                 async for item in run:
