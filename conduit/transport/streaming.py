@@ -30,6 +30,10 @@ _END: Final = int(FrameType.STREAM_END)
 
 T = TypeVar("T")
 
+_Open = tuple["Sender | None", "Receiver | None", "asyncio.Future[list[Any]] | None"]
+"""The items of a call that go out, those that come in, and the answer where this side calls."""
+_NOTHING: Final[_Open] = (None, None, None)
+
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
@@ -135,7 +139,7 @@ class Streams:
         self._window = window
         self._credit = (0, 0)
         self._value_max = 0
-        self._open: dict[int, tuple[Sender | None, Receiver | None]] = {}
+        self._open: dict[int, _Open] = {}
         serving.stream = self.serve
 
     def __len__(self) -> int:
@@ -154,7 +158,9 @@ class Streams:
         Raises:
             ProtocolError: The payload has another shape, or there was no credit for it.
         """
-        sender, receiver = self._open.get(frame.id, (None, None))
+        sender, receiver, answer = self._open.get(frame.id, _NOTHING)
+        if answer is not None and answer.done():
+            return  # its caller does not know yet that it is over
         if frame.type == _ITEM:
             if receiver is not None:
                 self._receive_items(frame, receiver)
@@ -182,14 +188,14 @@ class Streams:
         for id, entry in list(self._open.items()):
             if self._outlet.blocked:
                 return
-            sender, _ = entry
+            sender = entry[0]
             if sender is not None and sender.ready:
                 self._open[id] = self._open.pop(id)
                 sender.room()
 
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
-        for sender, receiver in self._open.values():
+        for sender, receiver, _ in self._open.values():
             if sender is not None:
                 sender.close(_lost(error))
             if receiver is not None:
@@ -209,7 +215,7 @@ class Streams:
         if source is not None:
             sender = self._sender(id)
             call.send(sender, source)
-        self._open[id] = (sender, receiver)
+        self._open[id] = (sender, receiver, answer)
         answer.add_done_callback(lambda _: self._open.pop(id, None))
         return call
 
@@ -278,7 +284,7 @@ class Streams:
             sender = self._sender(id, streaming.sent if streaming.generator else None)
         if streaming.direction != "out":
             receiver = self._receiver(id, streaming.taken, streaming.explain)
-        self._open[id] = (sender, receiver)
+        self._open[id] = (sender, receiver, None)
         stream: Stream[Any] | None = None
         if sender is not None:
             stream = Stream(sender, streaming.sent)
