@@ -163,7 +163,7 @@ class Method:
     @property
     def signature(self) -> str:
         """The signature as its callers see it: `add(a: int, b: int) -> int`."""
-        return f"{self.name}{self._shown}"
+        return f"{self.name}{self._shown}".replace("collections.abc.", "")
 
     def describe(self) -> dict[str, Any]:
         """Return what discovery tells of the method."""

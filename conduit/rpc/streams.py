@@ -89,7 +89,7 @@ class Declared:
 
     @property
     def direction(self) -> Literal["out", "in", "both"] | None:
-        """ "out" for a handler that sends items, "in" for one that takes them, None for neither."""
+        """Whether the handler sends items ("out"), takes some ("in"), "both", or neither (None)."""
         if self.generator or self.output is not None:
             return "both" if self.input is not None else "out"
         return "in" if self.input is not None else None
@@ -125,11 +125,14 @@ class Declared:
         """Return what discovery tells of the streams."""
         described: dict[str, Any] = {"streaming": self.direction}
         if self.direction in ("out", "both"):
-            described["items"] = _item_schema(self._sent[0], AS_SENT)
+            described["items"] = self._schema(self._sent[1], AS_SENT)
         if self.input is not None:
-            schema = _item_schema(self._taken[0], {"schema_generator": Schema})
+            schema = self._schema(self._taken[1], {"schema_generator": Schema})
             described["argument"] = {"name": self.input, "items": schema}
         return described
+
+    def _schema(self, item: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {} if item is Any else adapter_of(self._name, item).json_schema(**options)
 
     def _items(self, hint: Any, kinds: tuple[Any, ...]) -> Items:
         """Return an adapter for a list of the items, and the type of one."""
@@ -169,13 +172,3 @@ def _check_parameter(name: str, parameter: inspect.Parameter) -> None:
         raise TypeError(f"handler {name!r}: *{parameter.name} cannot be a stream")
     if parameter.default is not parameter.empty:
         raise TypeError(f"handler {name!r}: the stream {parameter.name!r} cannot have a default")
-
-
-def _item_schema(adapter: TypeAdapter[Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    if adapter is None:
-        return {}
-    schema = adapter.json_schema(**options)
-    items = dict(schema["items"])
-    if "$defs" in schema:
-        items["$defs"] = schema["$defs"]
-    return items
