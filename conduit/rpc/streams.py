@@ -4,8 +4,8 @@
     async def train(stream: Stream[Progress]) -> Model: ...        sends, and has a result
     async def add_up(numbers: AsyncIterator[int]) -> int: ...      takes what its caller sends
 
-The second and third, or the first and third, go together. The types of the items are compiled once,
-into validators of whole lists.
+The second and third, or the first and third, go together. The types of the items are compiled once;
+items that come are validated as whole lists.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from types import GenericAlias
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from ..transport.streaming import Stream, Streaming
 from .validation import AS_SENT, Schema, adapter_of, finisher, invalid_params
@@ -26,9 +26,6 @@ __all__ = ["Declared", "shown"]
 
 _TAKES = (collections.abc.AsyncIterator, collections.abc.AsyncIterable)
 _YIELDS = (*_TAKES, collections.abc.AsyncGenerator)
-
-Items = tuple["TypeAdapter[Any] | None", Any]
-_ANY: Items = (None, Any)
 
 
 class Declared:
@@ -74,13 +71,14 @@ class Declared:
             _check_parameter(name, signature.parameters[key])
         if self.parameters and not self.generator and not inspect.iscoroutinefunction(function):
             raise TypeError(f"handler {name!r} has a stream, so it must be `async def`")
-        self._sent = self._taken = _ANY
+        self._sent: Any = Any
+        self._taken: Any = Any
         if self.generator:
-            self._sent = self._items(hints.get("return", Any), _YIELDS)
+            self._sent = self._item(hints.get("return", Any), _YIELDS)
         elif self.output is not None:
-            self._sent = self._items(hints[self.output], (Stream,))
+            self._sent = self._item(hints[self.output], (Stream,))
         if self.input is not None:
-            self._taken = self._items(hints[self.input], _TAKES)
+            self._taken = self._item(hints[self.input], _TAKES)
 
     @property
     def parameters(self) -> list[str]:
@@ -111,12 +109,17 @@ class Declared:
         direction = self.direction
         if direction is None:
             return None
+        sent = taken = None
+        if self._sent is not Any:
+            sent = finisher(adapter_of(self._name, self._sent), self._sent)
+        if self._taken is not Any:
+            taken = adapter_of(self._name, GenericAlias(list, (self._taken,))).validate_python
         return Streaming(
             direction=direction,
             generator=self.generator,
             argument=None if self.input is None else (self.input, seen.index(self.input)),
-            sent=finisher(*self._sent),
-            taken=None if self._taken[0] is None else self._taken[0].validate_python,
+            sent=sent,
+            taken=taken,
             explain=self._explain,
             start=start,
         )
@@ -125,17 +128,17 @@ class Declared:
         """Return what discovery tells of the streams."""
         described: dict[str, Any] = {"streaming": self.direction}
         if self.direction in ("out", "both"):
-            described["items"] = self._schema(self._sent[1], AS_SENT)
+            described["items"] = self._schema(self._sent, AS_SENT)
         if self.input is not None:
-            schema = self._schema(self._taken[1], {"schema_generator": Schema})
+            schema = self._schema(self._taken, {"schema_generator": Schema})
             described["argument"] = {"name": self.input, "items": schema}
         return described
 
     def _schema(self, item: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         return {} if item is Any else adapter_of(self._name, item).json_schema(**options)
 
-    def _items(self, hint: Any, kinds: tuple[Any, ...]) -> Items:
-        """Return an adapter for a list of the items, and the type of one."""
+    def _item(self, hint: Any, kinds: tuple[Any, ...]) -> Any:
+        """Return the type of an item of a stream, or Any."""
         hint = shown(hint)
         if hint is not Any and not _is(hint, *kinds):
             raise TypeError(
@@ -143,9 +146,7 @@ class Declared:
                 f"AsyncIterator[...], not {hint}"
             )
         arguments = get_args(hint)
-        if not arguments or arguments[0] is Any or isinstance(arguments[0], TypeVar):
-            return _ANY
-        return adapter_of(self._name, GenericAlias(list, (arguments[0],))), arguments[0]
+        return Any if not arguments or isinstance(arguments[0], TypeVar) else arguments[0]
 
     def _explain(self, error: Exception, index: int) -> Exception:
         """Return what the caller is told of an item of its own that does not fit."""

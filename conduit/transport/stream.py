@@ -1,24 +1,22 @@
 """The items of a call: one end that sends them, one that receives them, with credit between them.
 
-Items are collected as long as their source goes on without waiting, and leave together in one
-frame; the receiver hands them out one by one and gives credit back when it has handed out a whole
-frame. A consumer that stops reading makes its own producer wait, and nobody else: reading from the
-link goes on, and other calls have credit of their own.
-
-What both ends need of the loop is one callback a frame. There is no task, future or validation
-for a single item.
+An item is checked and packed when it is sent, so whoever sent it gets the error, and may change it
+afterwards. Items then gather as long as their source goes on without waiting, and leave together in
+one frame. The receiver hands them out one by one and gives credit back when it has handed out a
+whole frame. A consumer that stops reading makes its own producer wait, and nobody else: reading
+from the link goes on, and other calls have credit of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from ..exceptions import PayloadTooLarge, ProtocolError
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, word
-from ..protocol.payload import Encoder
+from ..protocol.payload import LARGE, Encoder
 from .outlet import Outlet
 
 __all__ = ["Check", "Explain", "Receiver", "Sender"]
@@ -27,14 +25,12 @@ _ITEM: Final = word(FrameType.STREAM_ITEM, SEQUENCED)
 _END: Final = word(FrameType.STREAM_END, SEQUENCED)
 _CREDIT: Final = word(FrameType.STREAM_CREDIT, SEQUENCED)
 
-FIRST_ITEMS: Final = 16
-"""Items that are collected at first; twice as many each time while they are small."""
 MOST_ITEMS: Final = 512
 """Items of a frame, and items after which a source that never waits gives way to the others."""
 ENOUGH_BYTES: Final = 16 * 1024
-"""Bytes of a frame of several items; more of them make the next frames shorter."""
-MOST_BYTES: Final = 64 * 1024
-"""Bytes above which a frame of several items is cut in two."""
+"""Bytes of a frame of several items at most."""
+ARRAY_HEADER: Final = 3
+"""Bytes of the header of an array of up to 65,535 items."""
 
 Check = Callable[[list[Any]], list[Any]]
 """Validates several items at once, and returns what they become."""
@@ -52,29 +48,29 @@ class Sender:
         id: The call.
         credit: Items and bytes that the peer takes before it has handed out any.
         value_max: Bytes that an item may have.
-        check: Validates the items and makes them plain; None for any.
+        finish: Checks an item and makes it plain; None for any.
 
     Attributes:
         closed: Why no more items can be sent.
-        ready: Items that are checked and plain, and wait for credit or for the link.
     """
 
     __slots__ = (
-        "_batch",
+        "_alone",
         "_bytes",
-        "_check",
         "_encoder",
-        "_failure",
+        "_enough",
+        "_finish",
         "_id",
         "_items",
-        "_limit",
         "_loop",
+        "_most",
         "_outlet",
+        "_parts",
         "_room",
-        "_task",
+        "_size",
+        "_splits",
         "_value_max",
         "closed",
-        "ready",
     )
 
     def __init__(
@@ -86,7 +82,7 @@ class Sender:
         *,
         credit: tuple[int, int],
         value_max: int,
-        check: Check | None = None,
+        finish: Callable[[Any], Any] | None = None,
     ) -> None:
         self._loop = loop
         self._outlet = outlet
@@ -94,169 +90,139 @@ class Sender:
         self._id = id
         self._items, self._bytes = credit
         self._value_max = value_max
-        self._check = check
-        self._batch: list[Any] = []  # as they came
-        self.ready: list[Any] = []
-        self._limit = FIRST_ITEMS  # nothing is known of the items yet
+        self._finish = finish
+        self._most = self._enough = 0
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._alone: tuple[bytes, bytes] | None = None  # behind the parts, in a frame of its own
+        self._splits = False
         self._room: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[Any] | None = None  # while it feeds
-        self._failure: Exception | None = None
         self.closed: Exception | None = None
+        self._measure()
 
     async def feed(self, source: AsyncIterator[Any] | Iterator[Any]) -> None:
         """Send what an iterator gives, and close it if it is left before its end."""
-        self._task = asyncio.current_task(self._loop)
+        add = self._add
         try:
             if isinstance(source, AsyncIterator):
-                await self._feed(source)
+                async for item in source:
+                    if add(item):
+                        await self._turn()
             else:
-                await self._feed_plain(source)
-        except asyncio.CancelledError:
-            if self._failure is None:
-                raise
-            self._raise()
+                for item in source:
+                    if add(item):
+                        await self._turn()
         finally:
-            self._task = None
-            await _close(source)
-
-    async def _feed(self, source: AsyncIterator[Any]) -> None:
-        batch = self._batch
-        async for item in source:
-            batch.append(item)
-            count = len(batch)
-            if count >= self._limit:
-                await self._turn()
-            elif count == 1:
-                self._loop.call_soon(self._flush_later)
-
-    async def _feed_plain(self, source: Iterator[Any]) -> None:
-        batch = self._batch
-        for item in source:
-            batch.append(item)
-            if len(batch) >= self._limit:
-                await self._turn()
+            if hasattr(source, "aclose"):
+                await source.aclose()
+            elif hasattr(source, "close"):
+                source.close()
 
     async def put(self, item: Any) -> None:
         """Send one item."""
-        self._raise()
-        self._batch.append(item)
-        if len(self._batch) >= self._limit:
+        if self._alone is not None or self.closed is not None:  # of another task
+            await self._wait_for_room()
+        if self._add(item):
             await self._turn()
-        elif len(self._batch) == 1:
-            self._loop.call_soon(self._flush_later)
 
     async def finish(self) -> None:
-        """Wait until every item has left; raises what became of one that could not."""
-        self._flush_later()
-        while self.ready:
-            await self._wait_for_room()
-        self._raise()
+        """Wait until every item has left."""
+        self.flush()
+        await self._wait_for_room()
 
     def end(self) -> None:
         """Tell the peer that no items follow."""
         self._outlet.send(_END, self._id, b"")
 
-    async def _turn(self) -> None:
-        """Send a full batch, give way to others, and wait while it cannot be sent."""
-        self._flush()
-        await asyncio.sleep(0)
-        while self.ready:
-            await self._wait_for_room()
-        self._raise()
+    def _add(self, item: Any) -> bool:
+        """Check and pack an item; True when there is enough for a frame."""
+        if self._finish is not None:
+            item = self._finish(item)
+        if self._splits:
+            split = self._encoder.split(item)
+            if split is not None:
+                return self._add_alone(*split)
+        part = self._encoder.pack(item)
+        self._size += len(part)
+        if self._size > self._enough:
+            self._size -= len(part)
+            self._splits = len(part) >= LARGE  # the next of its kind is not copied
+            return self._add_alone(part, b"")
+        parts = self._parts
+        parts.append(part)
+        count = len(parts)
+        if count == 1:
+            self._loop.call_soon(self.flush)
+        return count >= self._most
 
-    def _raise(self) -> None:
-        """Raise what went wrong while nobody was there to raise it to."""
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+    def _add_alone(self, head: bytes, tail: bytes) -> bool:
+        """Put an item behind the others, into a frame of its own."""
+        size = len(head) + len(tail)
+        if size > self._value_max:
+            raise PayloadTooLarge(
+                f"an item takes {size} bytes and the peer accepts {self._value_max}; "
+                "raise its Limits.max_payload"
+            )
+        self._alone = head, tail
+        return True
+
+    async def _turn(self) -> None:
+        """Send a frame, give way to others, and wait while there was no room for it."""
+        self.flush()
+        await asyncio.sleep(0)
+        await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        while self.waits:
+            if self._room is None:
+                self._room = self._loop.create_future()
+            await asyncio.shield(self._room)
         if self.closed is not None:
             raise self.closed
 
-    async def _wait_for_room(self) -> None:
-        if self._room is None:
-            self._room = self._loop.create_future()
-        await asyncio.shield(self._room)
+    @property
+    def waits(self) -> bool:
+        """Whether there are items that could not be sent yet."""
+        return bool(self._parts) or self._alone is not None
 
-    def _flush_later(self) -> None:
-        """Send what has become ready while its source went on without waiting."""
-        try:
-            self._flush()
-        except Exception as exc:  # noqa: BLE001  # raised in the task that sends
-            self._failure = exc
-            if self._task is not None:
-                self._task.cancel()  # it may be waiting for its source, for long
+    def flush(self) -> None:
+        """Send what has gathered, as far as there is credit and room."""
+        while self._parts and self._may_send():
+            count = min(len(self._parts), self._items, MOST_ITEMS)
+            items = b"".join(self._parts[:count])
+            del self._parts[:count]
+            self._size -= len(items)
+            self._send(count, _array(count) + items, b"")
+        if self._alone is not None and not self._parts and self._may_send():
+            head, tail = self._alone
+            self._alone = None
+            self._send(1, b"\x91" + head, tail)
+        self._measure()
+        if self._room is not None and not self.waits:
+            self._wake()
 
-    def _flush(self) -> None:
-        """Check what was collected, and send what there is credit for.
+    def _measure(self) -> None:
+        """Say how much may gather before its source has to wait: what a frame may have now."""
+        self._enough = min(ENOUGH_BYTES, self._value_max - ARRAY_HEADER, self._bytes)
+        self._most = min(MOST_ITEMS, self._items)
 
-        Raises:
-            Exception: An item is not what it should be; those before it are sent all the same.
-        """
-        failure: Exception | None = None
-        if self._batch:
-            items = self._batch.copy()
-            self._batch.clear()
-            if self._check is not None:
-                try:
-                    items = self._check(items)
-                except Exception as exc:  # noqa: BLE001  # raised below
-                    items, failure = good_part(self._check, items, exc)
-            self.ready += items
-        while self.ready and self._items > 0 and self._bytes > 0 and not self._outlet.blocked:
-            self._send(min(len(self.ready), self._items, self._limit))
-        if failure is not None:
-            raise failure
+    def _may_send(self) -> bool:
+        has_credit = self._items > 0 and self._bytes > 0
+        return has_credit and not self._outlet.blocked and self.closed is None
 
-    def _send(self, count: int) -> None:
-        """Send the first `count` items, or fewer when they are large."""
-        try:
-            head, tail = self._pack(self.ready[:count])
-        except Exception:
-            if count == 1:
-                self.ready.clear()  # nothing goes out behind what could not
-                raise
-            self._send(1)  # one by one, up to the one that cannot be sent
-            return
-        size = len(head) + len(tail)
-        if count > 1 and size > min(MOST_BYTES, self._value_max):
-            self._send(count // 2)
-            return
-        if size > ENOUGH_BYTES:
-            self._limit = max(1, count * ENOUGH_BYTES // size)
-        elif count >= self._limit:
-            self._limit = min(MOST_ITEMS, 2 * self._limit)
-        del self.ready[:count]
+    def _send(self, count: int, head: bytes, tail: bytes) -> None:
         self._items -= count
-        self._bytes -= size
+        self._bytes -= len(head) + len(tail)
         if tail:
             self._outlet.send_split(_ITEM, self._id, head, tail)
         else:
             self._outlet.send(_ITEM, self._id, head)
 
-    def _pack(self, items: list[Any]) -> tuple[bytes, bytes]:
-        """Return the payload of a frame, and apart from it a large end that is not copied."""
-        if len(items) > 1:
-            return self._encoder.pack(items), b""
-        head, tail = self._encoder.split(items[0]) or (self._encoder.pack(items[0]), b"")
-        if len(head) + len(tail) > self._value_max:
-            raise PayloadTooLarge(
-                f"an item takes {len(head) + len(tail)} bytes and the peer accepts "
-                f"{self._value_max}; raise its Limits.max_payload"
-            )
-        return b"\x91" + head, tail
-
     def credit(self, items: int, size: int) -> None:
         """Take credit that the peer gives."""
         self._items += items
         self._bytes += size
-        self.room()
-
-    def room(self) -> None:
-        """Go on: there is credit, or the outlet has room again."""
-        if self.ready:
-            self._flush_later()
-        if not self.ready:
-            self._wake()
+        self.flush()
 
     def _wake(self) -> None:
         if self._room is not None:
@@ -268,9 +234,14 @@ class Sender:
         """Send nothing more, because the call is over or the connection is gone."""
         if self.closed is None:
             self.closed = reason or RuntimeError("the call that the items belong to is over")
-            self._batch.clear()
-            self.ready.clear()
+            self._parts.clear()
+            self._alone = None
             self._wake()
+
+
+def _array(count: int) -> bytes:
+    """Return the MessagePack header of an array."""
+    return bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
 
 
 class Receiver:
@@ -456,7 +427,7 @@ class Receiver:
 
     def _without_bad(self, check: Check, items: list[Any], error: Exception) -> list[Any]:
         """Return the items before the first bad one, behind which nothing is handed out."""
-        good, error = good_part(check, items, error)
+        good, error = _good_part(check, items, error)
         if self._explain is not None:
             error = self._explain(error, self._handed_out + len(good))
         self._queue.clear()
@@ -476,15 +447,7 @@ class Receiver:
             self._outlet.send(_CREDIT, self._id, credit)
 
 
-async def _close(source: Any) -> None:
-    """Close a generator; other iterators have nothing to close."""
-    if hasattr(source, "aclose"):
-        await source.aclose()
-    elif hasattr(source, "close"):
-        source.close()
-
-
-def good_part(check: Check, items: Iterable[Any], error: Exception) -> tuple[list[Any], Exception]:
+def _good_part(check: Check, items: list[Any], error: Exception) -> tuple[list[Any], Exception]:
     """Return what becomes of the items before the first that does not fit, and its own error.
 
     Args:

@@ -43,7 +43,7 @@ class Streaming:
         direction: "out" for one that sends items, "in" for one that takes them, or "both".
         generator: Whether it sends what it yields; its result is None.
         argument: How callers may name the parameter whose items they send: its name, its position.
-        sent: Checks the items that the handler sends and makes them plain; None for any.
+        sent: Checks an item that the handler sends and makes it plain; None for any.
         taken: Checks the items that the handler takes; None for any.
         explain: Makes of an error of `taken` what the caller is told.
         start: Validates the parameters for a connection, a `Stream` and the caller's items, and
@@ -53,7 +53,7 @@ class Streaming:
     direction: Literal["out", "in", "both"]
     generator: bool
     argument: tuple[str, int] | None
-    sent: Check | None
+    sent: Callable[[Any], Any] | None
     taken: Check | None
     explain: Explain
     start: Callable[[Any, Any, Any, Any], Any]
@@ -66,27 +66,27 @@ class Stream(Generic[T]):
     result; those that were sent before the handler raised arrive before the error.
     """
 
-    __slots__ = ("_check", "_sender")
+    __slots__ = ("_sender",)
 
-    def __init__(self, sender: Sender, check: Check | None) -> None:
+    def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._check = check
 
     async def send(self, item: T) -> None:
         """Send one item.
 
-        Returns when the item has been taken over: items that are sent without waiting in between
-        leave together. A caller that does not read makes the handler wait here. A handler whose
-        caller has left, or whose connection is lost, is cancelled.
+        Returns when the item is packed and there is room for the next; items that are sent without
+        waiting in between leave together. A caller that does not read makes the handler wait here.
+        A handler whose caller has left, or whose connection is lost, is cancelled. Cancelling it
+        while it waits may have sent the item or not.
 
         Raises:
-            pydantic.ValidationError: The item does not fit the annotation; the call can go on.
-            PayloadTooLarge: The caller does not accept so much; the call is over.
-            TypeError: The item cannot be sent; the call is over.
+            pydantic.ValidationError: The item does not fit the annotation.
+            PayloadTooLarge: The caller does not accept so much.
+            TypeError: The item cannot be sent.
             RuntimeError: The handler has returned.
             ConnectionLost: The connection went away.
         """
-        await self._sender.put(item if self._check is None else self._check([item])[0])
+        await self._sender.put(item)
 
 
 class Streams:
@@ -189,9 +189,9 @@ class Streams:
             if self._outlet.blocked:
                 return
             sender = entry[0]
-            if sender is not None and sender.ready:
+            if sender is not None and sender.waits:
                 self._open[id] = self._open.pop(id)
-                sender.room()
+                sender.flush()
 
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
@@ -219,7 +219,7 @@ class Streams:
         answer.add_done_callback(lambda _: self._open.pop(id, None))
         return call
 
-    def _sender(self, id: int, check: Check | None = None) -> Sender:
+    def _sender(self, id: int, finish: Callable[[Any], Any] | None = None) -> Sender:
         return Sender(
             self._loop,
             self._outlet,
@@ -227,7 +227,7 @@ class Streams:
             id,
             credit=self._credit,
             value_max=self._value_max,
-            check=check,
+            finish=finish,
         )
 
     def _receiver(
@@ -281,13 +281,13 @@ class Streams:
     async def _run(self, id: int, streaming: Streaming, params: Any) -> Any:
         sender = receiver = None
         if streaming.direction != "in":
-            sender = self._sender(id, streaming.sent if streaming.generator else None)
+            sender = self._sender(id, streaming.sent)
         if streaming.direction != "out":
             receiver = self._receiver(id, streaming.taken, streaming.explain)
         self._open[id] = (sender, receiver, None)
         stream: Stream[Any] | None = None
         if sender is not None:
-            stream = Stream(sender, streaming.sent)
+            stream = Stream(sender)
         items = receiver.items() if receiver is not None else None
         try:
             work = streaming.start(params, self._connection, stream, items)

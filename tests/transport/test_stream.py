@@ -369,8 +369,7 @@ async def test_items_that_are_ready_together_leave_together() -> None:
         pair.server.link.writes.clear()
         await within(all_of(pair.client.stream("up_to", [5000])))
         assert sum(counts(pair.server)) == 5000
-        assert counts(pair.server)[:6] == [16, 32, 64, 128, 256, 512]
-        assert max(counts(pair.server)) == 512
+        assert set(counts(pair.server)[:-1]) == {512}
 
 
 async def test_an_item_does_not_wait_for_the_next() -> None:
@@ -459,7 +458,7 @@ async def test_a_consumer_that_stops_stops_its_producer_and_nothing_else() -> No
             given = source.given
             assert sum(counts(pair.server)) == 20
             await turns(100)
-            assert source.given == given <= 20 + 2 * 16
+            assert source.given == given == 21
             assert await within(pair.client.call("add", [1, 2])) == 3
             assert len(await within(all_of(pair.client.stream("up_to", [100])))) == 100
             for number in range(2, 200):
@@ -508,7 +507,7 @@ async def test_credit_for_the_callers_items() -> None:
         source = Source(100)
         async with pair.client.stream("late", {"numbers": source.items()}) as run:
             await turns(100)
-            assert source.given < 100
+            assert source.given == 11
             assert sum(counts(pair.client)) == 10
             go_on.set()
             assert await within(run.result()) == 100
@@ -523,7 +522,7 @@ async def test_a_million_items_need_no_memory() -> None:
             async for item in run:
                 taken += 1
                 assert item == taken
-                assert source.given - taken <= 64 + 2 * 512
+                assert source.given - taken <= 64 + 1
                 if taken % 100 == 0:
                     await asyncio.sleep(0)
                 if taken == 20_000:
@@ -935,17 +934,18 @@ async def test_items_that_cannot_be_sent(wait: bool, caplog: pytest.LogCaptureFi
         async def sends(stream: Stream) -> None:
             for number in range(20):
                 await stream.send(number)
-            await stream.send(object())
-            await asyncio.sleep(0)
+            with pytest.raises(TypeError):
+                await stream.send(object())
             if wait:
                 await asyncio.sleep(0)
-            await stream.send(21)
+            await stream.send(20)
+            raise KeyError("for the test below")
 
         for method in ("yields", "sends"):
             got: list[Any] = []
             with pytest.raises(InternalError):
                 await collect(pair.client.stream(method), got)
-            assert got == list(range(20))
+            assert got == list(range(20 + (method == "sends")))
         assert "cannot send a value of type builtins.object" in caplog.text
 
         async def bad() -> AsyncIterator[Any]:
@@ -1057,6 +1057,47 @@ async def test_an_error_of_the_callers_iterator_is_the_callers() -> None:
             await turns()
             assert ended[-1] == "cancelled"
             assert left(pair) == [0] * 6
+
+
+@pytest.mark.parametrize("size", [1, 1000, 70_000])
+async def test_several_tasks_of_a_handler_may_send(size: int) -> None:
+    async with Pair(client=settings(stream=(3, 5000))) as pair:
+
+        @pair.server.rpc
+        async def crowd(stream: Stream[list[Any]]) -> None:
+            async def send(number: int) -> None:
+                for index in range(20):
+                    await stream.send([number, index, "x" * size])
+
+            await asyncio.gather(*(send(number) for number in range(10)))
+
+        got = await within(all_of(pair.client.stream("crowd")))
+        assert all(len(item[2]) == size for item in got)
+        for number in range(10):
+            assert [item[1] for item in got if item[0] == number] == list(range(20))
+
+
+async def test_what_was_sent_may_be_changed_afterwards() -> None:
+    async with Pair() as pair:
+
+        @pair.server.rpc
+        async def yields() -> AsyncIterator[dict[str, int]]:
+            row = {}
+            for number in range(5):
+                row["n"] = number
+                yield row
+
+        @pair.server.rpc
+        async def sends(stream: Stream) -> None:
+            row = bytearray(1)
+            for number in range(5):
+                row[0] = number
+                await stream.send(row)
+
+        got = await within(all_of(pair.client.stream("yields")))
+        assert got == [{"n": number} for number in range(5)]
+        got = await within(all_of(pair.client.stream("sends")))
+        assert got == [bytes([number]) for number in range(5)]
 
 
 async def test_a_stream_ends_with_its_handler() -> None:
