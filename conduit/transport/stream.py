@@ -19,7 +19,7 @@ from ..protocol.frames import SEQUENCED, CloseCode, FrameType, word
 from ..protocol.payload import LARGE, Encoder
 from .outlet import Outlet
 
-__all__ = ["Check", "Explain", "Receiver", "Sender"]
+__all__ = ["Check", "Explain", "Receiver", "Sender", "close_source"]
 
 _ITEM: Final = word(FrameType.STREAM_ITEM, SEQUENCED)
 _END: Final = word(FrameType.STREAM_END, SEQUENCED)
@@ -113,10 +113,7 @@ class Sender:
                     if add(item):
                         await self._turn()
         finally:
-            if hasattr(source, "aclose"):
-                await source.aclose()
-            elif hasattr(source, "close"):
-                source.close()
+            await close_source(source)
 
     async def put(self, item: Any) -> None:
         """Send one item."""
@@ -445,6 +442,14 @@ class Receiver:
             credit = self._encoder.pack([self._owed_items, self._owed_bytes])
             self._owed_items = self._owed_bytes = 0
             self._outlet.send(_CREDIT, self._id, credit)
+
+
+async def close_source(source: Any) -> None:
+    """Close a generator; other iterators have nothing to close."""
+    if hasattr(source, "aclose"):
+        await source.aclose()
+    elif hasattr(source, "close"):
+        source.close()
 
 
 def _good_part(check: Check, items: list[Any], error: Exception) -> tuple[list[Any], Exception]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from ..exceptions import RPCTimeout
 from .calls import Calls, Params
-from .stream import Receiver, Sender
+from .stream import Receiver, Sender, close_source
 
 __all__ = ["OpenCall", "StreamCall", "without_iterator"]
+
+logger = logging.getLogger("conduit.connection")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +36,7 @@ class OpenCall:
         receiver: As above.
     """
 
-    __slots__ = ("_calls", "_drops", "_id", "_loop", "_pump", "answer", "receiver")
+    __slots__ = ("_calls", "_drops", "_id", "_loop", "_pump", "_source", "answer", "receiver")
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class OpenCall:
 
     def send(self, sender: Sender, source: AsyncIterator[Any] | Iterator[Any]) -> None:
         """Start to send the caller's items."""
+        self._source = source
         self._pump = self._loop.create_task(self._send(sender, source))
 
     async def _send(self, sender: Sender, source: AsyncIterator[Any] | Iterator[Any]) -> None:
@@ -63,10 +67,12 @@ class OpenCall:
             await sender.feed(source)
             await sender.finish()
             sender.end()
-        except Exception as exc:  # noqa: BLE001  # the caller gets it
+        except Exception as exc:  # the caller gets it
             if not self.answer.done():
                 self.answer.set_exception(exc)
                 self._calls.abandon(self._id, "the caller's items failed")
+            elif exc is not sender.closed:
+                logger.error("the items of a call failed behind its end", exc_info=exc)
         finally:
             sender.close()
 
@@ -88,6 +94,7 @@ class OpenCall:
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.wait([self._pump])
+            await close_source(self._source)  # a task that was cancelled at once did not
 
     def _answered(self, answer: asyncio.Future[list[Any]]) -> None:
         if not answer.cancelled():

@@ -195,10 +195,10 @@ class Streams:
 
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
-        for sender, receiver, _ in self._open.values():
+        for sender, receiver, answer in self._open.values():
             if sender is not None:
                 sender.close(_lost(error))
-            if receiver is not None:
+            if receiver is not None and answer is None:  # the answer tells a caller
                 receiver.end(_lost(error))
 
     # Calls that this side makes.

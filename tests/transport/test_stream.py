@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -779,6 +780,92 @@ async def test_the_callers_items_are_closed_when_the_block_is_left() -> None:
                     if item == 10:
                         break
             assert source.closed == 1
+
+
+async def test_a_block_that_is_left_at_once_closes_the_callers_items_too() -> None:
+    async with Pair() as pair:
+        serve(pair.server)
+        source = Source()
+        items = source.items()
+        assert await items.__anext__() == 1
+        async with pair.client.stream("double", {"numbers": items}):
+            pass
+        assert source.closed == 1
+        plain = source.plain()
+        assert next(plain) == 2
+        async with pair.client.stream("double", {"numbers": plain}):
+            pass
+        assert source.closed == 2
+
+
+async def test_items_that_fail_behind_the_end_are_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Pair() as pair:
+
+        @pair.server.rpc
+        async def first(numbers: AsyncIterator[int]) -> int:
+            return await numbers.__anext__()
+
+        async def broken() -> AsyncIterator[int]:
+            try:
+                yield 1
+                await asyncio.Event().wait()
+            finally:
+                raise KeyError("while it was closed")
+
+        async with pair.client.stream("first", {"numbers": broken()}) as run:
+            assert await within(run.result()) == 1
+        assert "the items of a call failed behind its end" in caplog.text
+
+
+@pytest.mark.parametrize("split", [1, 33, 1000])
+async def test_frames_may_arrive_in_pieces(split: int) -> None:
+    async with Pair() as pair:
+        serve(pair.server)
+        pair.client.link.split = pair.server.link.split = split
+        numbers = iter(range(500))
+        got = await within(all_of(pair.client.stream("double", {"numbers": numbers})))
+        assert got == [2 * number for number in range(500)]
+
+
+async def test_items_beside_each_other_at_random(caller_is_client: bool) -> None:
+    """Many streams with tiny windows, over a slow link, none of which may lose or swap an item."""
+    chance = random.Random(5)
+    small = settings(stream=(5, 60))
+    async with Pair(client=small, server=small) as pair:
+        caller, called = sides(pair, caller_is_client)
+
+        @called.rpc
+        async def echo(words: AsyncIterator[str], stream: Stream[str]) -> int:
+            count = 0
+            async for word in words:
+                count += 1
+                await stream.send(word)
+                if chance.random() < 0.2:
+                    await asyncio.sleep(0)
+            return count
+
+        async def talk(name: int) -> None:
+            said = [f"{name}.{index}" + "x" * chance.randrange(90) for index in range(60)]
+
+            async def words() -> AsyncIterator[str]:
+                for word in said:
+                    if chance.random() < 0.2:
+                        await asyncio.sleep(0)
+                    yield word
+
+            got: list[str] = []
+            async with caller.stream("echo", {"words": words()}, items=str, returns=int) as run:
+                async for word in run:
+                    got.append(word)
+                    if chance.random() < 0.2:
+                        await asyncio.sleep(0)
+                assert (got, await run.result()) == (said, 60)
+
+        await within(asyncio.gather(*(talk(name) for name in range(20))), 20)
+        await turns()
+        assert left(pair) == [0] * 6
 
 
 # Results without items, items without an end
