@@ -7,10 +7,10 @@ import contextlib
 import gc
 import random
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from conduit import (
     CallCancelled,
@@ -342,9 +342,58 @@ async def test_slots_are_shared_with_other_calls() -> None:
             await turns()
             assert not waiting.done()
         assert await within(waiting) == 3
-        first = asyncio.ensure_future(pair.client.stream("up_to", [1]).result())
-        second = asyncio.ensure_future(pair.client.stream("up_to", [1]).result())
-        await within(asyncio.gather(first, second))
+
+
+async def test_everybody_in_line_gets_a_slot() -> None:
+    async with Pair(server=settings(calls=2)) as pair:
+        serve(pair.server)
+        async with pair.client.stream("count"), pair.client.stream("count"):
+            waiting = [
+                asyncio.ensure_future(pair.client.stream("up_to", [1]).result()) for _ in range(5)
+            ]
+            await turns()
+            assert not any(task.done() for task in waiting)
+        await within(asyncio.gather(*waiting))
+
+
+async def test_a_validator_that_changes_its_mind_is_believed_at_first() -> None:
+    async with Pair() as pair:
+        serve(pair.server)
+        refused: list[int] = []
+
+        def once(value: int) -> int:
+            if value == 3 and not refused:
+                refused.append(value)
+                raise ValueError("not today")
+            return value
+
+        run = pair.client.stream("up_to", [5], items=Annotated[int, AfterValidator(once)])
+        got: list[Any] = []
+        with pytest.raises(ValidationError, match="not today"):
+            await within(collect(run, got))
+        assert got == [0, 1, 2, 3, 4]
+
+
+async def test_an_error_of_a_handler_whose_connection_is_gone_is_not_waited_with() -> None:
+    async with Pair(client=settings(stream=(2, 100))) as pair:
+        ended = asyncio.Event()
+
+        @pair.server.rpc
+        async def failing(stream: Stream[int]) -> None:
+            try:
+                while True:
+                    await stream.send(1)
+            except asyncio.CancelledError:
+                ended.set()
+                raise KeyError("on its way out") from None
+
+        async with pair.client.stream("failing") as run:
+            await turns()
+            pair.client.link.cut()
+            with pytest.raises(ConnectionLost):
+                await within(run.result())
+        await within(ended.wait())
+        assert left(pair) == [0] * 6
 
 
 async def test_without_backpressure_there_is_no_line() -> None:
@@ -530,7 +579,8 @@ async def test_a_million_items_need_no_memory() -> None:
                     break
 
 
-async def test_a_link_that_is_full_makes_producers_wait_in_turn() -> None:
+@pytest.mark.parametrize("size", [10_000, 100_000])
+async def test_a_link_that_is_full_makes_producers_wait_in_turn(size: int) -> None:
     window = (1 << 16, 1 << 26)
     async with Pair(client=settings(stream=window), server=settings(outbox_bytes=1 << 26)) as pair:
         given = [0, 0, 0]
@@ -539,7 +589,7 @@ async def test_a_link_that_is_full_makes_producers_wait_in_turn() -> None:
         async def chunks(number: int) -> AsyncIterator[bytes]:
             while True:
                 given[number] += 1
-                yield bytes(10_000)
+                yield bytes(size)
 
         pair.server.link.stall()
         async with contextlib.AsyncExitStack() as stack:
@@ -555,7 +605,7 @@ async def test_a_link_that_is_full_makes_producers_wait_in_turn() -> None:
             pair.server.link.flow()
             await until(lambda: min(given) > 100)
             assert max(given) < 3 * min(given)
-            assert await within(runs[0].__aiter__().__anext__()) == bytes(10_000)
+            assert await within(runs[0].__aiter__().__anext__()) == bytes(size)
         await until(lambda: left(pair) == [0] * 6)
 
 
@@ -730,7 +780,11 @@ async def test_a_stream_has_no_default_deadline() -> None:
             await within(pair.client.call("unary"))
         go_on.set()
         assert await within(items.__anext__()) == 2
-        assert pair.client.link.sent(FrameType.RPC_REQUEST)[0].body[2] == {"stream": None, "ttl": 0}
+        sent = pair.client.link.sent(FrameType.RPC_REQUEST)
+        assert sent[0].body[2] == {"stream": None, "ttl": 0}
+        await within(pair.client.stream("patient", timeout=0.01).result())
+        sent = pair.client.link.sent(FrameType.RPC_REQUEST)
+        assert sent[-1].body[2] == {"stream": None}  # both sides know it from the login
 
 
 async def test_a_handler_may_have_a_limit_of_its_own() -> None:
