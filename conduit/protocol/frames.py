@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Container
-from dataclasses import dataclass
 from typing import Final
 
 from ..exceptions import ProtocolError
@@ -96,23 +95,13 @@ class CloseCode(enum.IntEnum):
     HEARTBEAT_TIMEOUT = 4422
 
 
-@dataclass(slots=True)
-class Frame:
-    """A frame that was received.
+Frame = tuple[int, int, int, "bytes | memoryview"]
+"""A frame that was received: type, flags, correlation id (0 for none), payload.
 
-    Attributes:
-        type: A `FrameType` value, as a plain int.
-        flags: The flags of the header.
-        id: The correlation id, which pairs a request with its answer; 0 for none.
-        payload: MessagePack, not decoded yet. A memoryview is valid only until the next frame of
-            the same connection is read.
-    """
-
-    type: int
-    flags: int
-    id: int
-    payload: bytes | memoryview
-
+A plain tuple, because an object with names takes four times as long to make, which is a twentieth
+of a call. The payload is MessagePack, not decoded yet; a memoryview is valid only until the next
+frame of the same connection is read.
+"""
 
 ACCEPTED_FLAGS: Final[dict[int, tuple[int, ...]]] = {
     FrameType.MESSAGE: (

@@ -9,10 +9,14 @@ from .frames import COMPRESSED, HEADER
 from .payload import deflate
 from .session import Session
 
-__all__ = ["COMPRESS_MOST", "FrameWriter"]
+__all__ = ["COMPRESS_MOST", "LARGE_FRAME", "FrameWriter"]
 
 COMPRESS_LEAST: Final = 1024
 COMPRESS_MOST: Final = 1024 * 1024
+LARGE_FRAME: Final = 16 * 1024
+"""Bytes of a payload that is worth a write of its own, so that what is queued stays small."""
+
+_pack: Final = HEADER.pack
 
 
 class FrameWriter:
@@ -23,6 +27,8 @@ class FrameWriter:
 
     Attributes:
         session: Numbers the frames, and keeps them until they are acknowledged.
+        due: Queued sequenced frames from which `on_due` is called for each; a large one makes it 0.
+        on_due: Called when a write is due.
         compresses: Whether payloads are compressed when that makes them smaller.
         holds: Whether sequenced frames are kept back, because the login is not done.
         farewell: A frame that goes out behind all others, and nothing after it.
@@ -36,9 +42,11 @@ class FrameWriter:
         "_stamp",
         "_urgent",
         "compresses",
+        "due",
         "ended",
         "farewell",
         "holds",
+        "on_due",
         "session",
     )
 
@@ -48,6 +56,8 @@ class FrameWriter:
         self._urgent: list[bytes] = []
         self._sealed: list[bytes] = []
         self._out: list[bytes] = []
+        self.due = 1
+        self.on_due: Callable[[], None] = lambda: None
         self.compresses = False
         self.farewell = b""
         self.ended = False
@@ -59,24 +69,35 @@ class FrameWriter:
         """Frames that wait for `take`."""
         return len(self._out) + len(self._urgent) + len(self._sealed) + bool(self.farewell)
 
-    def send(self, word: int, id: int, payload: bytes) -> int:
-        """Queue a sequenced frame and return how many are queued.
+    def send(self, word: int, id: int, payload: bytes) -> None:
+        """Queue a sequenced frame; `on_due` hears when it is time to write.
 
         Args:
             word: Type and flags, from `frames.word`; the flags contain SEQUENCED.
             id: The correlation id.
             payload: MessagePack.
         """
-        if self.compresses and COMPRESS_LEAST <= len(payload) <= COMPRESS_MOST:
-            smaller = deflate(payload)
-            if len(smaller) < len(payload):
-                word, payload = word | COMPRESSED, smaller
+        size = len(payload)
+        if size >= COMPRESS_LEAST:
+            word, payload = self._prepare(word, payload)
+            size = len(payload)
         session, out = self.session, self._out
         session.sent = number = session.sent + 1
         if not out:
             self._stamp = self._clock()
-        out.append(HEADER.pack(word, len(payload), id, self._stamp, number & 0xFFFFFFFF) + payload)
-        return len(out)
+        out.append(_pack(word, size, id, self._stamp, number & 0xFFFFFFFF) + payload)
+        if len(out) >= self.due:
+            self.on_due()
+
+    def _prepare(self, word: int, payload: bytes) -> tuple[int, bytes]:
+        """Compress a payload if that helps, and have a large one written at once."""
+        if self.compresses and len(payload) <= COMPRESS_MOST:
+            smaller = deflate(payload)
+            if len(smaller) < len(payload):
+                word, payload = word | COMPRESSED, smaller
+        if len(payload) >= LARGE_FRAME:
+            self.due = 0
+        return word, payload
 
     def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
         """Queue a sequenced frame whose payload is `head` and `tail`; the tail is not copied."""
@@ -105,13 +126,18 @@ class FrameWriter:
             self.drop()
             self._urgent.clear()
             return chunks
-        if (self._out or self._sealed) and not self.holds:
-            if self._sealed:
-                chunks, self._sealed = self._sealed, chunks
-            if self._out:
-                chunks.append(b"".join(self._out))
-                self._out.clear()
-            self.session.keep(chunks)
+        out = self._out
+        if self._sealed and not self.holds:
+            chunks, self._sealed = self._sealed, chunks
+            if out:
+                chunks.append(b"".join(out))
+                out.clear()
+            self.session.keep(chunks, sum(map(len, chunks)))
+        elif out and not self.holds:
+            data = b"".join(out)
+            chunks.append(data)
+            out.clear()
+            self.session.keep(chunks, len(data))
         if self._urgent:
             chunks = [b"".join(self._urgent), *chunks]
             self._urgent.clear()

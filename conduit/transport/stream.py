@@ -129,7 +129,7 @@ class Sender:
 
     def end(self) -> None:
         """Tell the peer that no items follow."""
-        self._outlet.send(_END, self._id, b"")
+        self._outlet.protocol.send(_END, self._id, b"")
 
     def _add(self, item: Any) -> bool:
         """Check and pack an item; True when there is enough for a frame."""
@@ -213,7 +213,7 @@ class Sender:
         if tail:
             self._outlet.send_split(_ITEM, self._id, head, tail)
         else:
-            self._outlet.send(_ITEM, self._id, head)
+            self._outlet.protocol.send(_ITEM, self._id, head)
 
     def credit(self, items: int, size: int) -> None:
         """Take credit that the peer gives."""
@@ -441,7 +441,7 @@ class Receiver:
             self._open_bytes -= self._owed_bytes
             credit = self._encoder.pack([self._owed_items, self._owed_bytes])
             self._owed_items = self._owed_bytes = 0
-            self._outlet.send(_CREDIT, self._id, credit)
+            self._outlet.protocol.send(_CREDIT, self._id, credit)
 
 
 async def close_source(source: Any) -> None:

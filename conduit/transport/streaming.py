@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from ..exceptions import ConnectionClosed, ConnectionLost, InvalidParams, ProtocolError, RPCError
 from ..protocol.events import Capabilities
-from ..protocol.frames import CloseCode, Frame, FrameType
+from ..protocol.frames import CloseCode, FrameType
 from ..protocol.payload import Encoder, decode, read_credit
 from .calls import Calls, Params
 from .outlet import Outlet
@@ -150,7 +150,7 @@ class Streams:
         self._credit = peer.stream
         self._value_max = peer.frame_max
 
-    def receive(self, frame: Frame) -> None:
+    def receive(self, type: int, id: int, payload: bytes | memoryview) -> None:
         """Take STREAM_ITEM, STREAM_END or STREAM_CREDIT of a call.
 
         What comes for a call that is over, or has no such stream, is late and means nothing.
@@ -158,30 +158,17 @@ class Streams:
         Raises:
             ProtocolError: The payload has another shape, or there was no credit for it.
         """
-        sender, receiver, answer = self._open.get(frame.id, _NOTHING)
+        sender, receiver, answer = self._open.get(id, _NOTHING)
         if answer is not None and answer.done():
             return  # its caller does not know yet that it is over
-        if frame.type == _ITEM:
+        if type == _ITEM:
             if receiver is not None:
-                self._receive_items(frame, receiver)
-        elif frame.type == _END:
+                _receive_items(receiver, payload)
+        elif type == _END:
             if receiver is not None:
                 receiver.end()
         elif sender is not None:
-            sender.credit(*read_credit(frame.payload))
-
-    def _receive_items(self, frame: Frame, receiver: Receiver) -> None:
-        try:
-            items = decode(frame.payload)
-        except RPCError as exc:  # well formed, and yet refused: that is the end of this stream
-            receiver.end(exc)
-            return
-        if type(items) is not list or not items:
-            raise ProtocolError(
-                "STREAM_ITEM must carry an array of 1 or more items",
-                close_code=CloseCode.BAD_PAYLOAD,
-            )
-        receiver.receive(items, len(frame.payload))
+            sender.credit(*read_credit(payload))
 
     def room(self) -> None:
         """Go on: the outlet has room again; whoever was let go on is the last next time."""
@@ -321,3 +308,16 @@ def _lost(error: ConnectionClosed) -> ConnectionLost:
     lost = ConnectionLost(error.reason, code=error.code, message=text)
     lost.__cause__ = error.__cause__
     return lost
+
+
+def _receive_items(receiver: Receiver, payload: bytes | memoryview) -> None:
+    try:
+        items = decode(payload)
+    except RPCError as exc:  # well formed, and yet refused: that is the end of this stream
+        receiver.end(exc)
+        return
+    if type(items) is not list or not items:
+        raise ProtocolError(
+            "STREAM_ITEM must carry an array of 1 or more items", close_code=CloseCode.BAD_PAYLOAD
+        )
+    receiver.receive(items, len(payload))
