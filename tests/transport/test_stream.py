@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
+import msgpack
 import pytest
 from pydantic import AfterValidator, BaseModel, ValidationError
 
@@ -28,7 +29,7 @@ from conduit import (
     Stream,
     Unavailable,
 )
-from conduit.protocol.frames import FrameType
+from conduit.protocol.frames import SEQUENCED, FrameType, word
 from tests.transport.pair import Pair, Side, settings, turns, until, within
 
 ITEM, END, CREDIT = FrameType.STREAM_ITEM, FrameType.STREAM_END, FrameType.STREAM_CREDIT
@@ -1129,11 +1130,11 @@ async def test_the_callers_items_are_checked_in_their_turn() -> None:
         async def take(numbers: AsyncIterator[int]) -> None:
             await collect(numbers, taken)
 
-        numbers = iter([*range(40), "x", 41])
+        numbers = iter([*range(1000), "x", 1001])  # in the second frame
         with pytest.raises(InvalidParams) as caught:
             await within(pair.client.stream("take", {"numbers": numbers}).result())
-        assert taken == list(range(40))
-        assert caught.value.errors[0]["path"] == "numbers.40"
+        assert taken == list(range(1000))
+        assert caught.value.errors[0]["path"] == "numbers.1000"
         assert caught.value.errors[0]["type"] == "int_parsing"
 
         @pair.server.rpc
@@ -1372,7 +1373,7 @@ async def test_items_by_hand() -> None:
         id = await opened(pair)
         pair.client.write(ITEM, id, [1, 2])
         pair.client.write(ITEM, id, [3])
-        pair.client.connection.protocol.send(0x434E445401150002, id, b"")
+        pair.client.connection.protocol.send(word(END, SEQUENCED), id, b"")
         pair.client.connection.flush()
         pair.client.write(ITEM, id, [4])  # behind the end: late
         pair.client.connection.state["go_on"].set()
@@ -1451,13 +1452,33 @@ async def test_items_for_calls_that_have_no_stream_are_ignored() -> None:
         run = pair.client.stream("patient")
         waiting = asyncio.ensure_future(all_of(run))
         await turns()
-        pair.server.connection.protocol.send(0x434E445401150002, 3, b"")  # not the caller's end
+        pair.server.connection.protocol.send(word(END, SEQUENCED), 3, b"")  # not the caller's end
         pair.server.connection.flush()
         await turns()
         go_on.set()
         assert await within(call) == 5
         assert await within(waiting) == []
         assert await within(run.result()) == 5
+
+
+async def test_items_behind_the_answer_are_late_also_in_the_same_read() -> None:
+    async with Pair() as pair:
+        go_on = asyncio.Event()
+
+        @pair.server.rpc
+        async def patient() -> AsyncIterator[int]:
+            await go_on.wait()
+            yield 1
+
+        async with pair.client.stream("patient") as run:
+            send = pair.server.connection.protocol.send
+            send(word(ITEM, SEQUENCED), 1, msgpack.packb([1, 2]))
+            send(word(FrameType.RPC_RESPONSE, SEQUENCED), 1, msgpack.packb([None]))
+            send(word(ITEM, SEQUENCED), 1, msgpack.packb([3]))
+            pair.server.connection.flush()
+            assert await within(all_of(run)) == [1, 2]
+        go_on.set()
+        await until(lambda: left(pair) == [0] * 6)
 
 
 async def test_items_that_come_when_the_caller_has_left_are_late() -> None:
