@@ -27,10 +27,12 @@ class FrameWriter:
 
     Attributes:
         session: Numbers the frames, and keeps them until they are acknowledged.
-        due: Queued sequenced frames from which `on_due` is called for each; a large one makes it 0.
+        due: Queued sequenced frames from which `on_due` is called for each; 0 to write the next one
+            at once, as it is before a large one.
         on_due: Called when a write is due.
         compresses: Whether payloads are compressed when that makes them smaller.
         holds: Whether sequenced frames are kept back, because the login is not done.
+        urgent: Frames that are written ahead of those that are sequenced.
         farewell: A frame that goes out behind all others, and nothing after it.
         ended: Whether the farewell has gone out.
     """
@@ -40,7 +42,6 @@ class FrameWriter:
         "_out",
         "_sealed",
         "_stamp",
-        "_urgent",
         "compresses",
         "due",
         "ended",
@@ -48,12 +49,13 @@ class FrameWriter:
         "holds",
         "on_due",
         "session",
+        "urgent",
     )
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._stamp = 0
-        self._urgent: list[bytes] = []
+        self.urgent: list[bytes] = []
         self._sealed: list[bytes] = []
         self._out: list[bytes] = []
         self.due = 1
@@ -67,7 +69,7 @@ class FrameWriter:
     @property
     def corked(self) -> int:
         """Frames that wait for `take`."""
-        return len(self._out) + len(self._urgent) + len(self._sealed) + bool(self.farewell)
+        return len(self._out) + len(self.urgent) + len(self._sealed) + bool(self.farewell)
 
     def send(self, word: int, id: int, payload: bytes) -> None:
         """Queue a sequenced frame; `on_due` hears when it is time to write.
@@ -114,7 +116,7 @@ class FrameWriter:
 
     def push(self, frame: bytes) -> None:
         """Queue an encoded frame that is not sequenced, ahead of those that are."""
-        self._urgent.append(frame)
+        self.urgent.append(frame)
 
     def take(self) -> list[bytes]:
         """Return what is to be written now, in order; its sequenced part enters the outbox.
@@ -124,7 +126,7 @@ class FrameWriter:
         chunks: list[bytes] = []
         if self.ended:
             self.drop()
-            self._urgent.clear()
+            self.urgent.clear()
             return chunks
         out = self._out
         if self._sealed and not self.holds:
@@ -138,9 +140,9 @@ class FrameWriter:
             chunks.append(data)
             out.clear()
             self.session.keep(chunks, len(data))
-        if self._urgent:
-            chunks = [b"".join(self._urgent), *chunks]
-            self._urgent.clear()
+        if self.urgent:
+            chunks = [b"".join(self.urgent), *chunks]
+            self.urgent.clear()
         if self.farewell:
             chunks = [*chunks, self.farewell]
             self.farewell = b""

@@ -569,12 +569,23 @@ class Connection:
             self.fail(exc, CloseCode.BAD_PAYLOAD, str(exc))
         finally:
             if resolved:
-                # The callers whose answers have just come are ready to run. What they send next
-                # goes out in the same write, without another turn of the loop.
-                self._loop.call_soon(outlet.flush)
-                outlet.flush_frames = outlet.protocol.due = calls.share(len(events))
+                self._write_with_callers(len(events))
             elif flushes:
                 outlet.flush()
+
+    def _write_with_callers(self, events: int) -> None:
+        """Write together with what the callers send next whose answers have just come.
+
+        They are ready to run, so that takes no further turn of the loop.
+        """
+        outlet = self._outlet
+        if events > 1:
+            outlet.flush_frames = outlet.protocol.due = self._calls.share(events)
+            self._loop.call_soon(outlet.flush)
+        else:  # nobody else will send anything, so whatever comes is written at once
+            if outlet.protocol.urgent:
+                outlet.flush()
+            outlet.protocol.due = 0
 
     def _handle_rarer(self, type: int, id: int, payload: bytes | memoryview) -> bool:
         """Handle the frames that are seldom; True when a caller can go on."""

@@ -106,7 +106,7 @@ class Outlet:
         Returns:
             Whether it was not held already.
         """
-        open = self.protocol.due == 1
+        open = self.protocol.due <= 1
         self.protocol.due = self.flush_frames
         return open
 
