@@ -26,6 +26,8 @@ from .rpc.caller import data
 from .server import Server
 from .transport.connection import Connection
 from .transport.serving import Response
+from .transport.stream_call import StreamCall
+from .transport.streaming import Stream
 from .users import hash_password
 
 __version__ = "0.1.0"
@@ -53,6 +55,8 @@ __all__ = [
     "Server",
     "ServerDescriptor",
     "Status",
+    "Stream",
+    "StreamCall",
     "TLS",
     "Unavailable",
     "data",

@@ -144,6 +144,13 @@ def signature(method: Mapping[str, Any]) -> str:
     schema = method.get("parameters")
     parameters = _parameters(schema) if isinstance(schema, dict) else ["..."]
     returns = method.get("returns")
+    argument, items = method.get("argument"), method.get("items")
+    if isinstance(argument, dict):
+        parameters.append(f"{argument.get('name')}: AsyncIterator[{_type(argument.get('items'))}]")
+    if items is not None and returns == {"type": "null"}:
+        return f"{method.get('name')}({', '.join(parameters)}) -> AsyncIterator[{_type(items)}]"
+    if items is not None:
+        parameters.append(f"stream: Stream[{_type(items)}]")
     result = f" -> {_type(returns)}" if returns else ""
     return f"{method.get('name')}({', '.join(parameters)}){result}"
 

@@ -27,6 +27,8 @@ from .transport.link import SocketLink
 from .transport.listeners import connect
 from .transport.loop import Shared
 from .transport.settings import Settings
+from .transport.stream import Check
+from .transport.stream_call import OpenCall
 from .transport.tls import client_context, peer_end_point
 
 __all__ = ["Client", "ClientCaller", "Status"]
@@ -63,8 +65,8 @@ class ClientCaller(Caller):
 
     __slots__ = ("_router",)
 
-    def __init__(self, call: Any, router: Router) -> None:
-        super().__init__(call)
+    def __init__(self, call: Any, stream: Any, router: Router) -> None:
+        super().__init__(call, stream)
         self._router = router
 
     @overload
@@ -125,7 +127,7 @@ class Client:
         self._closed: asyncio.Future[None] | None = None
         self._failures = 0
         self._ready_since = 0.0
-        self.rpc = ClientCaller(self._call, self._router)
+        self.rpc = ClientCaller(self._call, self._stream, self._router)
         self.status = Status.IDLE
 
     # Handlers and hooks.
@@ -224,7 +226,7 @@ class Client:
         tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
         self._attempt = self._reconnecting = None
         connection, self._connection = self._connection, None
-        self.rpc.use(self._call)
+        self.rpc.use(self._call, self._stream)
         self._end()
         tasks = [task for task in tasks if task is not asyncio.current_task()]
         for task in tasks:
@@ -310,7 +312,7 @@ class Client:
             await login
         except BaseException as exc:
             self._connection = None
-            self.rpc.use(self._call)
+            self.rpc.use(self._call, self._stream)
             if connection is not None:
                 await connection.abort()
             if isinstance(exc, (ConnectionClosed, ProtocolError)):
@@ -382,7 +384,7 @@ class Client:
     def opened(self, connection: Connection) -> None:
         """The login is done."""
         self._connection = connection
-        self.rpc.use(connection.call)
+        self.rpc.use(connection.call, connection.stream)
         self.status = Status.READY
         self._ready_since = asyncio.get_running_loop().time()
         if self._login is not None and not self._login.done():
@@ -398,7 +400,7 @@ class Client:
             self._background.start(connection.linger())
         if connection is self._connection:
             self._connection = None
-            self.rpc.use(self._call)
+            self.rpc.use(self._call, self._stream)
             self._lost(connection)
         elif self._login is not None and not self._login.done():
             if isinstance(error, AuthenticationError) and error.code == "invalid_credentials":
@@ -501,6 +503,12 @@ class Client:
     ) -> Any:
         """Call while there is no connection, which is the error that `connection` raises."""
         return await self.connection.call(method, args, timeout, whole)
+
+    async def _stream(
+        self, method: str, args: Params, timeout: float | None, check: Check | None
+    ) -> OpenCall:
+        """The same for a call with streams."""
+        return await self.connection.stream(method, args, timeout, check)
 
 
 _NOT_CONNECTED = {

@@ -94,6 +94,8 @@ class Limits(_Model):
         max_calls: Calls that this side serves at once; further ones wait at the caller.
         max_messages: Messages that the peer may send ahead of this side's handlers.
         max_message_bytes: The same in bytes.
+        max_stream_items: Items of each stream that the peer may send ahead of their consumer here.
+        max_stream_bytes: The same in bytes.
         outbox_bytes: Unacknowledged bytes from which senders wait.
         login_timeout: Seconds from the connection to the end of the login, TLS included.
         max_pending_logins: Server only. Connections that may be logging in at the same time.
@@ -106,6 +108,8 @@ class Limits(_Model):
     max_calls: Annotated[int, Field(gt=0, le=65536)] = 256
     max_messages: Annotated[int, Field(gt=0, le=65536)] = 256
     max_message_bytes: Bytes = 1024 * 1024
+    max_stream_items: Annotated[int, Field(gt=0, le=65536)] = 4096
+    max_stream_bytes: Bytes = 256 * 1024
     outbox_bytes: Annotated[int, Field(gt=0)] = 8 * 1024 * 1024
     login_timeout: Seconds = 10.0
     max_pending_logins: Annotated[int, Field(gt=0)] = 256

@@ -72,6 +72,8 @@ LIMITS_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("max_calls", [1, 65536], [0, 65537]),
     ("max_messages", [1, 65536], [0, 65537]),
     ("max_message_bytes", [1, 64 * 1024 * 1024], [0, 64 * 1024 * 1024 + 1]),
+    ("max_stream_items", [1, 65536], [0, 65537]),
+    ("max_stream_bytes", [1, 64 * 1024 * 1024], [0, 64 * 1024 * 1024 + 1]),
     ("outbox_bytes", [1, 2**40], [0, -1]),
     ("login_timeout", [0.1, 60], SECONDS_WRONG),
     ("max_pending_logins", [1, 10_000], COUNT_WRONG),

@@ -260,6 +260,11 @@ def test_wire_client_notices_broken_frames(data: bytes) -> None:
 # wire_client against conduit.Server
 
 
+async def double(numbers: AsyncIterator[int]) -> AsyncIterator[int]:
+    async for number in numbers:
+        yield 2 * number
+
+
 @asynccontextmanager
 async def serving(**fields: Any) -> AsyncIterator[conduit.Server]:
     """A server with the handlers of the golden frames, on a free port of loopback."""
@@ -280,6 +285,8 @@ async def serving(**fields: Any) -> AsyncIterator[conduit.Server]:
     @server.rpc
     async def zeros(size: int) -> bytes:
         return bytes(size)
+
+    server.rpc(double)
 
     @server.on("greeting")
     async def greeting(client: conduit.Connection, message: Any) -> dict[str, str]:
@@ -574,7 +581,7 @@ async def test_server_acknowledges_in_time() -> None:
 async def test_server_discovery() -> None:
     async with serving() as server:
         methods = await use(server, lambda client: client.call("conduit.discover"))
-    assert {"add", "divide", "sleep", "zeros"} == {method["name"] for method in methods}
+    assert {"add", "divide", "sleep", "zeros", "double"} == {method["name"] for method in methods}
 
 
 async def test_server_calls_the_client() -> None:
@@ -617,6 +624,69 @@ async def test_server_does_not_send_what_the_client_refuses() -> None:
 
     async with serving() as server:
         await use(server, work, caps={"frame_max": 1000})
+
+
+async def test_server_streams() -> None:
+    def work(client: WireClient) -> None:
+        numbers = list(range(1000))
+        assert client.peer_caps["stream"] == [10, 1 << 18]
+        got = client.stream("double", {}, "numbers", numbers)
+        assert got == ([2 * number for number in numbers], None)
+        assert client.stream("double", [], 0, [1]) == ([2], None)
+        assert client.stream("add", [1, 2]) == ([], 3)
+        for params, parameter in (({}, None), ({}, "other"), ([], 1)):
+            with pytest.raises(RemoteError, match="invalid_params"):
+                client.stream("double", params, parameter)
+        with pytest.raises(RemoteError, match="invalid_params"):
+            client.call("double")
+        assert client.call("add", [1, 2]) == 3
+
+    async with serving(limits=conduit.Limits(max_stream_items=10)) as server:
+        await use(server, work, caps={"stream": [3, 1 << 18]})
+
+
+async def test_server_honours_the_credit_of_the_client_for_items() -> None:
+    def work(client: WireClient) -> None:
+        got: list[Any] = []
+
+        def take(count: int) -> None:
+            """Wait until there are so many items, and see that no more come."""
+            while len(got) < count:
+                frame = client.step()
+                got.extend(frame.value if frame.type == STREAM_ITEM else ())
+            client.ping()
+            assert len(got) == count
+
+        id = client.open_id()
+        client.post(RPC_REQUEST, id, ["double", {}, {"stream": "numbers"}])
+        client.post(STREAM_ITEM, id, [1, 2, 3, 4, 5])
+        take(2)
+        client.post(STREAM_CREDIT, id, [1, 0])
+        take(3)
+        client.post(STREAM_CREDIT, id, [2, 0])
+        take(5)
+        client.post(STREAM_END, id, None)
+        assert client.wait_answer(id) == [None]
+        assert got == [2, 4, 6, 8, 10]
+
+    async with serving() as server:
+        await use(server, work, caps={"stream": [2, 1 << 18]})
+
+
+async def test_server_closes_on_items_without_credit() -> None:
+    def work(client: WireClient) -> tuple[int, str]:
+        assert client.peer_caps["stream"] == [4096, 100]
+        bodies = [["double", {}, {"stream": "numbers"}], [1] * 200, [1]]
+        types = [RPC_REQUEST, STREAM_ITEM, STREAM_ITEM]
+        # In one write, so that nothing has been taken when the last of them is read.
+        frames = zip(types, bodies, (1, 2, 3), strict=True)
+        client.write(b"".join(frame(t, SEQUENCED, 1, pack(body), n) for t, body, n in frames))
+        return client.wait_closed()
+
+    async with serving(limits=conduit.Limits(max_stream_bytes=100)) as server:
+        code, reason = await use(server, work)
+    assert code == 4420
+    assert "items without credit" in reason
 
 
 async def test_server_cancel() -> None:
@@ -771,20 +841,24 @@ async def test_server_ignores_what_it_does_not_know() -> None:
 async def test_server_takes_the_golden_frames() -> None:
     """The conversation of the page, but for the ACK, as this server has sent something else."""
     mine = [g for g in GOLDEN.values() if g.sender == "client" and not g.alone and g.seq]
+    items: list[Any] = []
 
     def work(client: WireClient) -> dict[int, Frame]:
         client.write(b"".join(golden.raw for golden in mine))
         client.sent = mine[-1].seq
         answers: dict[int, Frame] = {}
-        while set(answers) < {0, 1, 3, 5, 7}:
+        while set(answers) < {0, 1, 3, 5, 7, 9}:
             got = client.step()
+            if got.type == STREAM_ITEM:
+                items.extend(got.value)
             if got.type in (RPC_RESPONSE, RPC_ERROR) or got.flags & REPLY:
                 answers[got.id] = got
         return answers
 
     async with serving() as server:
         answers = await use(server, work)
-    for name in ("message_response", "reply", "result"):
+    assert items == GOLDEN["stream_answer"].value
+    for name in ("message_response", "reply", "result", "stream_result"):
         golden = GOLDEN[name]
         got = answers[golden.id]
         assert (got.type, got.flags, got.value) == (golden.type, golden.flags, golden.value)
@@ -1111,6 +1185,47 @@ async def test_client_ignores_what_it_does_not_know() -> None:
         end.serve()
 
     async with wire_serving(script=script) as server, library_client(server) as client:
+        with pytest.raises(conduit.MethodNotFound):
+            await client.rpc.call("anything")
+
+
+async def test_client_streams() -> None:
+    """What the client sends, frame by frame, and what it makes of answers that come in pieces."""
+
+    def script(end: ServerEnd) -> None:
+        def take(type: int) -> Frame:
+            while True:
+                got = end.read_frame()
+                end.check(got)
+                if got.type not in (PING, ACK, STREAM_CREDIT):
+                    assert got.type == type
+                    return got
+
+        request = take(RPC_REQUEST)
+        assert request.value == ["mix", {"a": 1}, {"stream": "numbers", "ttl": 0}]
+        first = take(STREAM_ITEM)
+        assert (first.id, first.value) == (request.id, [1, 2, 3])
+        last = take(STREAM_END)
+        assert (last.id, last.payload) == (request.id, b"")
+        for items in ([1], [2, 3], ["x"] * 4):
+            end.post(STREAM_ITEM, request.id, items)
+        end.post(RPC_RESPONSE, request.id, ["done"])
+        end.post(STREAM_ITEM, request.id, ["late"])
+        request = take(RPC_REQUEST)
+        end.post(STREAM_ITEM, request.id, [1])
+        assert take(CANCEL).id == request.id
+        end.post(STREAM_ITEM, request.id, [2])
+        end.post(RPC_ERROR, request.id, ["call_cancelled", "", {}])
+        end.serve()
+
+    async with wire_serving(script=script) as server, library_client(server) as client:
+        run = client.rpc.stream("mix", {"a": 1, "numbers": iter([1, 2, 3])})
+        assert [item async for item in run] == [1, 2, 3, "x", "x", "x", "x"]
+        assert await run.result() == "done"
+        async with client.rpc.stream("endless") as run:
+            async for item in run:
+                assert item == 1
+                break
         with pytest.raises(conduit.MethodNotFound):
             await client.rpc.call("anything")
 

@@ -14,6 +14,7 @@ import hmac
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import msgpack
@@ -31,7 +32,12 @@ FLAGS: dict[int, tuple[int, ...]] = {
     **dict.fromkeys((RPC_REQUEST, RPC_RESPONSE, RPC_ERROR, CANCEL), (SEQUENCED,)),
     **dict.fromkeys((STREAM_ITEM, STREAM_END, STREAM_CREDIT), (SEQUENCED,)),
 }
-DEFAULTS: dict[str, Any] = {"frame_max": 1 << 20, "calls": 256, "window": [256, 1 << 20]}
+DEFAULTS: dict[str, Any] = {
+    "frame_max": 1 << 20,
+    "calls": 256,
+    "window": [256, 1 << 20],
+    "stream": [4096, 1 << 18],
+}
 W = TypeVar("W", bound="Wire")
 
 
@@ -118,6 +124,8 @@ class Wire:
         self._answers: dict[int, Any] = {}  # None while the answer is awaited
         self._pongs: set[int] = set()
         self._credit = [0, 0]
+        self.items: dict[int, list[Any]] = {}  # of each call with streams
+        self._item_credit: dict[int, list[int]] = {}
 
     def __enter__(self: W) -> W:
         return self
@@ -188,6 +196,31 @@ class Wire:
         request = [method, {} if params is None else params]
         self.post(RPC_REQUEST, id, request if meta is None else [*request, meta])
         return self.wait_answer(id)[0]
+
+    def stream(
+        self,
+        method: str,
+        params: Any = None,
+        parameter: str | int | None = None,
+        items: Iterable[Any] = (),
+    ) -> tuple[list[Any], Any]:
+        """Call a method with streams; return its items and its result."""
+        id = self.open_id()
+        self.items[id] = []
+        self._item_credit[id] = list(self.peer_caps["stream"])
+        meta = {"stream": parameter, "ttl": 0}
+        self.post(RPC_REQUEST, id, [method, {} if params is None else params, meta])
+        for item in items:
+            while min(self._item_credit[id]) <= 0 and self._answers[id] is None:
+                self.step()
+            payload = pack([item])
+            credit = self._item_credit[id]
+            self._item_credit[id] = [credit[0] - 1, credit[1] - len(payload)]
+            self.post(STREAM_ITEM, id, [item])
+        if parameter is not None:
+            self.post(STREAM_END, id, None)
+        result = self.wait_answer(id)[0]
+        return self.items.pop(id), result
 
     def send(self, name: str, data: Any = None, id: int = 0) -> None:
         """Send a message; wait for credit first."""
@@ -280,6 +313,12 @@ class Wire:
             self.peer_acked = max(self.peer_acked, got.id)
         elif got.type == STREAM_CREDIT and got.id == 0:
             self._credit = [old + more for old, more in zip(self._credit, got.value, strict=True)]
+        elif got.type == STREAM_CREDIT and got.id in self._item_credit:
+            credit = self._item_credit[got.id]
+            self._item_credit[got.id] = [a + b for a, b in zip(credit, got.value, strict=True)]
+        elif got.type == STREAM_ITEM and got.id in self.items:
+            self.items[got.id] += got.value
+            self.post(STREAM_CREDIT, got.id, [len(got.value), len(got.payload)])
         elif got.type == GOAWAY:
             self.goaway = got.value
         elif got.type == CLOSE:

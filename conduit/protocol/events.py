@@ -7,7 +7,7 @@ method of its class that the event names is called. The others are news.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ..exceptions import ProtocolError
 from .frames import Frame
@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+WINDOW: Final = (256, 1024 * 1024)
+STREAM_WINDOW: Final = (4096, 256 * 1024)
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a side accepts, told at login.
@@ -38,13 +42,15 @@ class Capabilities:
         calls: Calls that it serves at once; 0 for a side that serves none.
         window: Messages, and bytes of messages, that may be sent before any was handled.
         ttl: Milliseconds that the calls it makes have by default; 0 for no deadline.
+        stream: Items, and bytes of items, that each stream may send before any was handed out.
     """
 
     frame_max: int = 1024 * 1024
     features: frozenset[str] = frozenset()
     calls: int = 256
-    window: tuple[int, int] = (256, 1024 * 1024)
+    window: tuple[int, int] = WINDOW
     ttl: int = 30_000
+    stream: tuple[int, int] = STREAM_WINDOW
 
     def to_map(self) -> dict[str, Any]:
         """Return the map that goes over the wire."""
@@ -54,6 +60,7 @@ class Capabilities:
             "calls": self.calls,
             "window": list(self.window),
             "ttl": self.ttl,
+            "stream": list(self.stream),
         }
 
     @classmethod
@@ -65,18 +72,16 @@ class Capabilities:
         """
         if not isinstance(received, dict):
             raise ProtocolError(f"caps must be a map, not {type(received).__name__}")
-        window = received.get("window", [256, 1024 * 1024])
         features = received.get("feat", [])
-        if not isinstance(window, list) or len(window) != 2:
-            raise ProtocolError("caps.window must be [messages, bytes]")
         if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
             raise ProtocolError("caps.feat must be a list of names")
         return cls(
             frame_max=number("caps.frame_max", received.get("frame_max", 1024 * 1024)),
             features=frozenset(features),
             calls=number("caps.calls", received.get("calls", 256), least=0),
-            window=(number("caps.window", window[0]), number("caps.window", window[1])),
+            window=_credit(received, "window", WINDOW),
             ttl=number("caps.ttl", received.get("ttl", 30_000), least=0),
+            stream=_credit(received, "stream", STREAM_WINDOW),
         )
 
 
@@ -162,6 +167,13 @@ Event = (
     | Closed
     | Broken
 )
+
+
+def _credit(received: dict[str, Any], key: str, default: tuple[int, int]) -> tuple[int, int]:
+    credit = received.get(key, list(default))
+    if not isinstance(credit, list) or len(credit) != 2:
+        raise ProtocolError(f"caps.{key} must be two numbers, a count and bytes")
+    return number(f"caps.{key}", credit[0]), number(f"caps.{key}", credit[1])
 
 
 def number(name: str, value: Any, *, least: int = 1) -> int:

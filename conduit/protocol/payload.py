@@ -26,7 +26,7 @@ from msgpack import Packer, Unpacker, unpackb
 from ..exceptions import InvalidParams, PayloadTooLarge, ProtocolError
 from .frames import CloseCode
 
-__all__ = ["LARGE", "Encoder", "decode", "deflate", "inflate", "plain"]
+__all__ = ["LARGE", "Encoder", "decode", "deflate", "inflate", "plain", "read_credit"]
 
 LARGE: Final = 64 * 1024
 """Bytes from which a `bytes` value at the end of a payload is sent without being copied."""
@@ -173,6 +173,24 @@ def _has_few_tokens(payload: bytes | memoryview, size: int) -> bool:
     return False
 
 
+def read_credit(payload: bytes | memoryview) -> tuple[int, int]:
+    """Return items and bytes, what STREAM_CREDIT carries.
+
+    Raises:
+        ProtocolError: It is something else.
+    """
+    body = decode(payload)
+    if (
+        type(body) is not list
+        or len(body) != 2
+        or not all(type(number) is int and number >= 0 for number in body)
+    ):
+        raise ProtocolError(
+            "STREAM_CREDIT must carry [items, bytes]", close_code=CloseCode.BAD_PAYLOAD
+        )
+    return body[0], body[1]
+
+
 class Encoder:
     """Packs values. One per event loop; not to be shared by threads.
 
@@ -243,9 +261,11 @@ def plain(value: Any) -> Any:
         return dump(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    hint = "send plain data, a dataclass or a Pydantic model"
+    if hasattr(value, "__aiter__") or hasattr(value, "__next__"):
+        hint = "an iterator can be an argument of rpc.stream(...), and nothing else"
     raise TypeError(
-        f"cannot send a value of type {type(value).__module__}.{type(value).__qualname__}; "
-        "send plain data, a dataclass or a Pydantic model"
+        f"cannot send a value of type {type(value).__module__}.{type(value).__qualname__}; {hint}"
     )
 
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import GenericAlias
 from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter
 
 from ..transport.calls import DEFAULT, Default, Params
 from ..transport.serving import Response
+from ..transport.stream import Check
+from ..transport.stream_call import OpenCall, StreamCall
 
 __all__ = ["Caller", "convert", "data"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Call = Callable[[str, Params, "float | None | Default", bool], Coroutine[Any, Any, Any]]
 """Method, arguments, timeout, and whether the whole body of the answer is wanted."""
+
+OpenStream = Callable[[str, Params, "float | None", "Check | None"], Coroutine[Any, Any, OpenCall]]
+"""Method, arguments, timeout, and what validates the items."""
 
 
 def data(**parameters: Any) -> dict[str, Any]:
@@ -31,14 +38,16 @@ class Caller:
     `rpc.add(a=1, b=2)` is the short form, in which every keyword is a parameter.
     """
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_stream")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, stream: OpenStream) -> None:
         self._call = call
+        self._stream = stream
 
-    def use(self, call: Call) -> None:
+    def use(self, call: Call, stream: OpenStream) -> None:
         """Call through another connection from now on."""
         self._call = call
+        self._stream = stream
 
     @overload
     def call(
@@ -104,9 +113,81 @@ class Caller:
         self, method: str, args: Params, timeout: float | None | Default, returns: Any
     ) -> Any:
         body: list[Any] = await self._call(method, args, timeout, True)
-        if returns is Response:
-            return Response(body[0], body[1] if len(body) > 1 else {})
-        return convert(body[0], returns)
+        return _result(returns, body)
+
+    @overload
+    def stream(
+        self, method: str, args: Params = None, *, timeout: float | None = None
+    ) -> StreamCall[Any, Any]: ...
+
+    @overload
+    def stream(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        items: type[T],
+        returns: type[R],
+    ) -> StreamCall[T, R]: ...
+
+    @overload
+    def stream(
+        self, method: str, args: Params = None, *, timeout: float | None = None, items: type[T]
+    ) -> StreamCall[T, Any]: ...
+
+    @overload
+    def stream(
+        self, method: str, args: Params = None, *, timeout: float | None = None, returns: type[R]
+    ) -> StreamCall[Any, R]: ...
+
+    @overload
+    def stream(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        items: Any = None,
+        returns: Any = None,
+    ) -> StreamCall[Any, Any]: ...
+
+    def stream(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        items: Any = None,
+        returns: Any = None,
+    ) -> StreamCall[Any, Any]:
+        """Call a method that sends items, takes them, or both.
+
+            async with client.rpc.stream("count", {"to": 3}, items=int) as run:
+                async for number in run:
+                    print(number)
+
+        One of the arguments may be an async iterable or an iterator, such as a generator: its items
+        go to the parameter that is annotated `AsyncIterator`. It is closed when the call ends. A
+        list is data and no stream; `iter(a_list)` is one.
+
+        The call occupies one of the slots that the peer grants until it ends. A method that does
+        not stream has a result and no items.
+
+        Args:
+            method: The name, at most 256 bytes.
+            args: As for `call`, and one of them may be an iterator.
+            timeout: Seconds for the whole call, the wait in line included; no deadline by default.
+            items: A type that each item is validated against and turned into.
+            returns: The same for the result; `Response` gives it together with its headers.
+
+        Returns:
+            What is entered, iterated over and asked for its result; see `StreamCall`.
+        """
+        check = None if items is None else _adapter(GenericAlias(list, items)).validate_python
+        return StreamCall(
+            partial(self._stream, method, args, timeout, check), partial(_result, returns)
+        )
 
     async def discover(self) -> list[dict[str, Any]]:
         """Return what the peer offers, one map for each method.
@@ -130,9 +211,25 @@ class Caller:
         return method
 
 
+def _result(returns: Any, body: list[Any]) -> Any:
+    """Return what a final frame carries as what `returns` asks for."""
+    if returns is None:
+        return body[0]
+    if returns is Response:
+        return Response(body[0], body[1] if len(body) > 1 else {})
+    return convert(body[0], returns)
+
+
 @lru_cache(maxsize=256)
-def _cached_adapter(returns: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(returns)
+def _cached_adapter(type: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(type)
+
+
+def _adapter(type: Any) -> TypeAdapter[Any]:
+    try:
+        return _cached_adapter(type)
+    except TypeError:  # a type that cannot be hashed, such as one with Annotated metadata
+        return TypeAdapter(type)
 
 
 def convert(value: Any, returns: Any) -> Any:
@@ -141,8 +238,4 @@ def convert(value: Any, returns: Any) -> Any:
     Raises:
         pydantic.ValidationError: It does not fit.
     """
-    try:
-        adapter = _cached_adapter(returns)
-    except TypeError:  # a type that cannot be hashed, such as one with Annotated metadata
-        adapter = TypeAdapter(returns)
-    return adapter.validate_python(value)
+    return _adapter(returns).validate_python(value)

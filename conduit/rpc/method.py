@@ -10,48 +10,22 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
-from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import SchemaValidator, core_schema
 
 from ..exceptions import InvalidParams
 from ..transport.connection import Connection
 from ..transport.serving import Response
+from .streams import Declared, shown
+from .validation import AS_SENT, Schema, adapter_of, finisher, invalid_params
 
 __all__ = ["Kind", "MessageHandler", "Method"]
 
-ERRORS_SHOWN = 10
-MESSAGE_SHOWN = 200
-
-_PLAIN_TYPES = (int, str, bool, float, bytes, type(None))
-
 Kind = Literal["coroutine", "thread", "inline"]
-
-
-class _Schema(GenerateJsonSchema):
-    """Describes whatever can be served; what JSON Schema has no words for is left open."""
-
-    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
-
-    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
-        return {}
-
-    def arguments_schema(self, schema: core_schema.ArgumentsSchema) -> dict[str, Any]:
-        try:
-            return super().arguments_schema(schema)
-        except PydanticInvalidForJsonSchema:  # some by position only, others by name only
-            return self.kw_arguments_schema(
-                schema["arguments_schema"], schema.get("var_kwargs_schema")
-            )
-
-
-_AS_SENT: Any = {"mode": "serialization", "schema_generator": _Schema}
 
 
 class Method:
@@ -84,19 +58,26 @@ class Method:
         self.timeout = timeout
         self.kind: Kind = _kind(function, name, thread)
         signature, hints = _signature(function, name)
-        shown = {key: _shown(hint) for key, hint in hints.items()}
-        injected = [key for key in signature.parameters if _is_connection(hints.get(key))]
-        self._injected = tuple(injected)
+        annotations = {key: shown(hint) for key, hint in hints.items()}
+        self._connections = [p for p in signature.parameters if _is_connection(hints.get(p))]
+        self._streams = declared = Declared(_called(function), name, signature, hints)
+        injected = [*self._connections, *declared.parameters]
         everything = signature.parameters.values()
         self._positional_only = [p for p in everything if p.kind is p.POSITIONAL_ONLY]
         self._by_name = [p.name for p in everything if p.kind is not p.POSITIONAL_ONLY]
         self._data = parameters = [
-            p.replace(annotation=shown.get(key, p.annotation))
+            p.replace(annotation=annotations.get(key, p.annotation))
             for key, p in signature.parameters.items()
             if key not in injected
         ]
+        seen = [
+            p.replace(annotation=annotations.get(p.name, p.annotation))
+            for p in everything
+            if p.name not in self._connections and p.name != declared.output
+        ]
         self._shown = inspect.Signature(
-            parameters, return_annotation=shown.get("return", signature.return_annotation)
+            seen,
+            return_annotation=annotations.get("return", signature.return_annotation),
         )
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -104,20 +85,31 @@ class Method:
                     f"method {name!r}: *{parameter.name} cannot be validated; name the parameters"
                 )
         self._model = _lone_model(parameters, hints)
-        self._model_adapter = None if self._model is None else _adapter(name, hints[self._model])
+        self._model_adapter = None if self._model is None else adapter_of(name, hints[self._model])
         self._adapter: TypeAdapter[Any] = _parameters_adapter(name, parameters, hints, extra)
         self._validate = _arguments_validator(self._adapter)
         self._pick = _fields_validator(self._adapter, parameters)
         plain = self._model is None and extra == "forbid" and not injected
-        self.start: Callable[[Any, Any], Any] = (
-            self._plain_start() if plain and self.kind != "thread" else self._start
-        )
+        self.streaming = declared.compiled([p.name for p in seen], self._start)
+        self.start: Callable[[Any, Any], Any] = self._start
         """Validates the parameters and calls the function; see `_start`."""
+        if self.streaming is not None:
+            self.start = self._refuse_call
+        elif plain and self.kind != "thread":
+            self.start = self._plain_start()
+        if declared.generator:
+            hints["return"] = type(None)
         self._returns = _returns_adapter(name, hints)
-        self.finish = _finisher(self._returns, hints.get("return", Any))
+        self.finish = finisher(self._returns, hints.get("return", Any))
 
-    def _start(self, data: Any, connection: Any) -> Any:
+    def _start(self, data: Any, connection: Any, stream: Any = None, items: Any = None) -> Any:
         """Validate the parameters and call the function.
+
+        Args:
+            data: The parameters.
+            connection: What parameters annotated with `Connection` get.
+            stream: What a parameter annotated with `Stream` gets.
+            items: What a parameter annotated with `AsyncIterator` gets.
 
         Returns:
             The coroutine; for kind `thread` the function to be run, arguments bound; for kind
@@ -131,17 +123,25 @@ class Method:
                 data = {self._model: data} if self._model in self._by_name else (data,)
             args, kwargs = self._validate(data)
         except ValidationError as exc:
-            raise _invalid_params(self.name, exc, lone=self._model is not None) from None
-        call = self._bound(args, kwargs, connection)
+            raise invalid_params(self.name, exc, lone=self._model is not None) from None
+        injected = dict.fromkeys(self._connections, connection)
+        injected.update(self._streams.injected(stream, items))
+        call = self._bound(args, kwargs, injected)
         return call if self.kind == "thread" else call()
 
+    def _refuse_call(self, data: Any, connection: Any) -> Any:
+        raise InvalidParams(
+            f"{self.name!r} is a method with streams: call it by rpc.stream({self.name!r}, ...)",
+            details={"executed": False},
+        )
+
     def _bound(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], connection: Any
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], injected: dict[str, Any]
     ) -> Callable[[], Any]:
         """Return the call, with what is injected in its place and unknown parameters left out."""
         given = dict(zip((p.name for p in self._data), args, strict=False))
         given.update(kwargs)
-        given.update(dict.fromkeys(self._injected, connection))
+        given.update(injected)
         positional = [given.get(p.name, p.default) for p in self._positional_only]
         named = {name: given[name] for name in self._by_name if name in given}
         return functools.partial(self.function, *positional, **named)
@@ -157,7 +157,7 @@ class Method:
             try:
                 args, kwargs = validate(data)
             except ValidationError as exc:
-                raise _invalid_params(name, exc) from None
+                raise invalid_params(name, exc) from None
             return function(*args, **kwargs)
 
         if self._pick is None:
@@ -178,7 +178,7 @@ class Method:
     @property
     def signature(self) -> str:
         """The signature as its callers see it: `add(a: int, b: int) -> int`."""
-        return f"{self.name}{self._shown}"
+        return f"{self.name}{self._shown}".replace("collections.abc.", "")
 
     def describe(self) -> dict[str, Any]:
         """Return what discovery tells of the method."""
@@ -186,8 +186,9 @@ class Method:
         return {
             "name": self.name,
             "description": inspect.getdoc(self.function) or "",
-            "parameters": adapter.json_schema(schema_generator=_Schema),
-            "returns": {} if returns is None else returns.json_schema(**_AS_SENT),
+            "parameters": adapter.json_schema(schema_generator=Schema),
+            "returns": {} if returns is None else returns.json_schema(**AS_SENT),
+            **self._streams.describe(),
             "requires": None,
         }
 
@@ -207,6 +208,7 @@ class MessageHandler:
     """
 
     timeout: float | None = None
+    streaming = None
 
     def __init__(
         self,
@@ -221,6 +223,8 @@ class MessageHandler:
         self.name = name
         self.concurrent = concurrent
         self.kind: Kind = _kind(function, name, thread)
+        if inspect.isasyncgenfunction(_called(function)):
+            raise TypeError(f"handler {name!r} is a generator; messages have no streams")
         signature, hints = _signature(function, name)
         parameters = list(signature.parameters.values())
         injected = {p.name for p in parameters if _is_connection(hints.get(p.name))}
@@ -236,8 +240,8 @@ class MessageHandler:
         annotation = hints.get(self._message, Any)
         self._validate: Callable[[Any], Any] | None = None
         if annotation is not Any:
-            self._validate = _adapter(name, annotation).validator.validate_python
-        self.finish = _finisher(_returns_adapter(name, hints), hints.get("return", Any))
+            self._validate = adapter_of(name, annotation).validator.validate_python
+        self.finish = finisher(_returns_adapter(name, hints), hints.get("return", Any))
         alone = self._by_position == [self._message] and not self._by_name
         self.start: Callable[[Any, Any], Any] = (
             self._plain_start() if alone and self.kind != "thread" else self._start
@@ -254,7 +258,7 @@ class MessageHandler:
             try:
                 data = validate(data)
             except ValidationError as exc:
-                raise _invalid_params(self.name, exc) from None
+                raise invalid_params(self.name, exc) from None
             return function(data)
 
         return start
@@ -264,7 +268,7 @@ class MessageHandler:
             try:
                 data = self._validate(data)
             except ValidationError as exc:
-                raise _invalid_params(self.name, exc) from None
+                raise invalid_params(self.name, exc) from None
         args = [data if name == self._message else connection for name in self._by_position]
         named = {name: data if name == self._message else connection for name in self._by_name}
         if self.kind == "thread":
@@ -272,13 +276,19 @@ class MessageHandler:
         return self.function(*args, **named)
 
 
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what is called in the end, below partials and plain decorators."""
+    called: Callable[..., Any] = inspect.unwrap(_underlying(function))
+    return called
+
+
 def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
     if not callable(function):
         raise TypeError(f"handler {name!r} must be a function, not {type(function).__name__}")
-    call = _underlying(function)
-    if inspect.isasyncgenfunction(call) or inspect.isgeneratorfunction(call):
-        raise TypeError(f"handler {name!r} is a generator, and streams are not served yet")
-    if inspect.iscoroutinefunction(inspect.unwrap(call)):  # also below a plain decorator
+    call = _called(function)
+    if inspect.isgeneratorfunction(call):
+        raise TypeError(f"handler {name!r} is a plain generator; write it as `async def`")
+    if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
         if thread:
             raise TypeError(f"handler {name!r} is async, so it runs on the event loop: no thread=")
         return "coroutine"
@@ -306,13 +316,6 @@ def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = function.func
     return function if inspect.isroutine(function) else type(function).__call__
-
-
-def _shown(hint: Any) -> Any:
-    """Return an annotation as people write it: None for its type, and no metadata."""
-    if hint is type(None):
-        return None
-    return typing.get_args(hint)[0] if get_origin(hint) is typing.Annotated else hint
 
 
 def _is_connection(hint: Any) -> bool:
@@ -344,7 +347,7 @@ def _parameters_adapter(
     stand_in.__signature__ = inspect.Signature(annotated)  # type: ignore[attr-defined]
     stand_in.__annotations__ = {p.name: p.annotation for p in annotated}
     stand_in.__name__ = stand_in.__qualname__ = name
-    return _adapter(name, stand_in)
+    return adapter_of(name, stand_in)
 
 
 def _arguments_validator(adapter: TypeAdapter[Any]) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
@@ -395,66 +398,4 @@ def _returns_adapter(name: str, hints: Mapping[str, Any]) -> TypeAdapter[Any] | 
         hint = inner[0] if inner else Any
     if hint is Any or isinstance(hint, TypeVar):
         return None
-    return _adapter(name, hint)
-
-
-def _finisher(adapter: TypeAdapter[Any] | None, hint: Any) -> Callable[[Any], Any] | None:
-    """Return what checks a result and makes it plain."""
-    if adapter is None:
-        return None
-    validate = adapter.validator.validate_python
-    if hint in _PLAIN_TYPES or (isinstance(hint, types.UnionType) and _all_plain(hint)):
-        return validate
-    dump = adapter.serializer.to_python
-
-    def finish(result: Any) -> Any:
-        if type(result) is Response:
-            return Response(dump(validate(result.value)), result.headers)
-        return dump(validate(result))
-
-    return finish
-
-
-def _all_plain(union: types.UnionType) -> bool:
-    return all(member in _PLAIN_TYPES for member in typing.get_args(union))
-
-
-def _adapter(name: str, hint: Any) -> TypeAdapter[Any]:
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint)
-        adapter.core_schema["type"]  # raises for a model with names that are not defined yet
-        return adapter
-    except PydanticUserError as exc:
-        signature = getattr(hint, "__signature__", hint)
-        raise TypeError(
-            f"handler {name!r} with {signature} cannot be validated by Pydantic: {exc.message}"
-        ) from exc
-
-
-def _message(error: Any) -> str:
-    """Return the message of one error; Pydantic's own would repeat a wrong tag."""
-    if error["type"] == "union_tag_invalid":
-        context = error["ctx"]
-        return f"{context['discriminator']} should be one of {context['expected_tags']}"
-    return str(error["msg"])
-
-
-def _invalid_params(name: str, error: ValidationError, *, lone: bool = False) -> InvalidParams:
-    """Say which parameters do not fit, without the values: they may be secrets.
-
-    The place of a lone model is left out of the paths, because its fields are the parameters.
-    """
-    found = error.errors(include_url=False, include_input=False)
-    errors = [
-        {
-            "path": ".".join(str(part) for part in one["loc"][lone:])[:MESSAGE_SHOWN],
-            "message": _message(one)[:MESSAGE_SHOWN],
-            "type": one["type"],
-        }
-        for one in found[:ERRORS_SHOWN]
-    ]
-    listed = "; ".join(
-        f"{one['path']}: {one['message']}" if one["path"] else one["message"] for one in errors
-    )
-    more = f" and {len(found) - ERRORS_SHOWN} more" if len(found) > ERRORS_SHOWN else ""
-    return InvalidParams(f"{name!r}: {listed}{more}"[:2000], details={"errors": errors})
+    return adapter_of(name, hint)

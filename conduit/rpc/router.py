@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from ..exceptions import MethodNotFound
 from ..transport.calls import NAME_BYTES
 from ..transport.serving import Handler
+from ..transport.streaming import Streaming
 from .method import Kind, MessageHandler, Method
 
 __all__ = ["Router"]
@@ -136,6 +137,7 @@ class _Discovery:
     kind: Kind = "inline"
     timeout: float | None = None
     concurrent = True
+    streaming: Streaming | None = None
     finish: Callable[[Any], Any] | None = None
 
     def __init__(self, router: Router) -> None:

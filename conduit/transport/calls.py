@@ -195,6 +195,44 @@ class Calls:
     def _split(self, args: Any) -> tuple[bytes, bytes]:
         return self._encoder.split(args) or (self._encoder.pack(args), b"")
 
+    async def open(
+        self, method: str, args: Params, argument: str | int | None, timeout: float | None
+    ) -> tuple[int, asyncio.Future[list[Any]]]:
+        """Send the request of a call with streams.
+
+        Args:
+            method: The name.
+            args: Parameters by name or by position, but for the stream.
+            argument: Name or position of the parameter whose items follow, if any do.
+            timeout: Seconds, the wait in line included; None for no deadline.
+
+        Returns:
+            The id, and what will have the body of the final frame.
+        """
+        prefix = self._prefixes.get(method) or self._prefix(method)
+        deadline = math.inf if timeout is None else self._loop.time() + timeout
+        packed = self._encoder.pack(_plain(args))
+        if len(packed) > self._value_max:
+            raise too_large("the arguments", len(packed), self._value_max)
+        meta: dict[str, Any] = {"stream": argument}
+        if timeout != self._timeout:
+            meta["ttl"] = 0 if timeout is None else max(1, round(timeout * 1000))
+        payload = b"\x93" + prefix[1:] + packed + self._encoder.pack(meta)
+        if len(self._pending) >= self._limit or self._line.waiters or self._outlet.blocked:
+            await self._turn(method, deadline, timeout)
+        answer: asyncio.Future[list[Any]] = self._loop.create_future()
+        id = self.take_id()
+        self._pending[id] = (answer, deadline, method, timeout)
+        self._outlet.protocol.send(_REQUEST, id, payload)
+        self._sweep.arm(deadline)
+        if self._line.waiters:
+            self._move()
+        return id, answer
+
+    def abandon(self, id: int, reason: str) -> None:
+        """Give up a call that was opened; its answer is not waited for any more."""
+        self._abandon(id, reason)
+
     async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
         """Wait for the answer to a message that was sent with an id from `take_id`."""
         future: asyncio.Future[list[Any]] = self._loop.create_future()

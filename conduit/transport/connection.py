@@ -39,6 +39,7 @@ from .outlet import Link, Outlet
 from .pulse import Pulse
 from .serving import Routes, Serving
 from .settings import Settings
+from .streaming import Streams
 from .wire_log import WireLog
 
 __all__ = ["Connection", "Owner"]
@@ -100,6 +101,7 @@ class Connection:
         "_pulse",
         "_serving",
         "_shared",
+        "_streams",
         "_sweep",
         "_wire_log",
         "__weakref__",
@@ -110,6 +112,7 @@ class Connection:
         "name",
         "rpc",
         "state",
+        "stream",
         "version",
     )
 
@@ -152,6 +155,16 @@ class Connection:
             self._sweep,
             limit=settings.capabilities.calls,
         )
+        self._streams = Streams(
+            loop,
+            self,
+            self._outlet,
+            shared.encoder,
+            self._calls,
+            self._serving,
+            shared.starter,
+            window=settings.capabilities.stream,
+        )
         self._messages = Messages(
             loop,
             self._outlet,
@@ -178,7 +191,8 @@ class Connection:
         self.version = ""
         self.state: dict[str, Any] = {}
         self.call = self._calls.call
-        self.rpc = Caller(self.call)
+        self.stream = self._streams.call
+        self.rpc = Caller(self.call, self.stream)
 
     # What users call.
 
@@ -582,6 +596,8 @@ class Connection:
                 self._messages.cancel(id)
         elif type == FrameType.STREAM_CREDIT and id == 0:
             self._messages.credit(payload)
+        elif type != FrameType.GOAWAY:
+            self._streams.receive(type, id, payload)
         return False
 
     def _happened(self, event: Event) -> None:
@@ -612,6 +628,7 @@ class Connection:
         self.identity, self.name, self.version = peer.identity, peer.name, peer.version
         self._serving.opened(peer.capabilities)
         self._messages.opened(peer.capabilities)
+        self._streams.opened(peer.capabilities)
 
     def _open(self, peer: Peer) -> None:
         self._opened = True
@@ -624,6 +641,7 @@ class Connection:
         self._serving.room()
         self._calls.room()
         self._messages.room()
+        self._streams.room()
 
     def _expire(self, now: float) -> float:
         return min(self._calls.expire(now), self._serving.expire(now))
@@ -678,6 +696,7 @@ class Connection:
         self._serving.end()
         self._messages.fail(error, handle_rest=self._polite)
         self._calls.fail(error)
+        self._streams.fail(error)
         for answer in (self._pings or {}).values():
             if not answer.done():
                 answer.set_exception(closed_again(error))

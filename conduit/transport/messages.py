@@ -29,7 +29,7 @@ from ..exceptions import (
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, word
-from ..protocol.payload import Encoder, decode
+from ..protocol.payload import Encoder, decode, read_credit
 from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, too_large
 from .line import Line
 from .outlet import Outlet
@@ -250,17 +250,9 @@ class Messages:
 
     def credit(self, payload: bytes | memoryview) -> None:
         """Take STREAM_CREDIT of stream 0."""
-        body = decode(payload)
-        if (
-            type(body) is not list
-            or len(body) != 2
-            or not all(type(number) is int and number >= 0 for number in body)
-        ):
-            raise ProtocolError(
-                "STREAM_CREDIT must carry [items, bytes]", close_code=CloseCode.BAD_PAYLOAD
-            )
-        self._count += body[0]
-        self._bytes += body[1]
+        count, size = read_credit(payload)
+        self._count += count
+        self._bytes += size
         self.room()
 
     # In.

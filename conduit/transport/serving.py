@@ -68,6 +68,8 @@ class Handler(Protocol):
     kind: Literal["coroutine", "thread", "inline"]
     timeout: float | None
     concurrent: bool
+    streaming: Any
+    """Its `streaming.Streaming`; None when it neither sends nor takes items."""
     finish: Callable[[Any], Any] | None
     """Checks the result and turns it into plain data; None when there is nothing to check."""
 
@@ -130,7 +132,10 @@ class Serving:
     Attributes:
         draining: Whether new calls are refused because the end is near.
         held: Answers that wait because the outbox is full.
+        stream: Runs a handler for a call with streams; `Streams` sets it to its `serve`.
     """
+
+    stream: Callable[[int, Handler, Any, Any], Any]
 
     __slots__ = (
         "_connection",
@@ -149,6 +154,7 @@ class Serving:
         "_value_max",
         "draining",
         "held",
+        "stream",
     )
 
     def __init__(
@@ -195,11 +201,11 @@ class Serving:
         except RPCError as exc:
             self.refuse(id, exc)
             return
-        ttl = None
+        ttl = meta = None
         if type(body) is list and len(body) == 2:
             name, params = body
         else:
-            name, params, ttl = _with_meta(body)
+            name, params, ttl, meta = _with_meta(body)
         if type(name) is not str or (type(params) is not dict and type(params) is not list):
             raise _bad_request("the method must be text, and params a map or an array")
         handler = self._methods.get(name)
@@ -210,7 +216,9 @@ class Serving:
         if (self._running or self.held or self.draining) and self._refuses(id):
             return
         try:
-            if handler.kind == "coroutine":
+            if meta is not None and "stream" in meta:
+                result = self.stream(id, handler, params, meta["stream"])
+            elif handler.kind == "coroutine":
                 result = self._start(handler.start(params, self._connection))
             else:
                 result = self.execute(handler, params)
@@ -408,8 +416,8 @@ def text_of(message: object) -> str:
         return ""
 
 
-def _with_meta(body: Any) -> tuple[Any, Any, int | None]:
-    """Read `[method, params, meta]`, and of meta the milliseconds that are left.
+def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
+    """Read `[method, params, meta]`; the milliseconds that are left stand before meta.
 
     Raises:
         ProtocolError: It is none.
@@ -420,11 +428,11 @@ def _with_meta(body: Any) -> tuple[Any, Any, int | None]:
     if type(meta) is not dict:
         raise _bad_request("meta must be a map")
     if "ttl" not in meta:
-        return name, params, None
+        return name, params, None, meta
     ttl = meta["ttl"]
     if type(ttl) is not int or ttl < 0:
         raise _bad_request("ttl must be a number of milliseconds, 0 for no deadline")
-    return name, params, ttl
+    return name, params, ttl, meta
 
 
 def _bad_request(text: str) -> ProtocolError:

@@ -38,6 +38,7 @@ class Settings:
                 features=frozenset({"zlib"}),
                 calls=limits.max_calls,
                 window=(limits.max_messages, limits.max_message_bytes),
+                stream=(limits.max_stream_items, limits.max_stream_bytes),
                 ttl=0 if timeout is None else max(1, round(timeout * 1000)),
             ),
             timeout=timeout,

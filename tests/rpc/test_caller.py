@@ -13,6 +13,7 @@ from conduit.exceptions import ConnectionClosed
 from conduit.rpc.caller import Caller, convert, data
 from conduit.transport.calls import DEFAULT
 from conduit.transport.serving import Response
+from conduit.transport.stream_call import OpenCall
 
 T = TypeVar("T")
 
@@ -37,11 +38,15 @@ class Peer:
     def __init__(self, *body: Any) -> None:
         self.body = list(body)
         self.calls: list[tuple[Any, ...]] = []
-        self.rpc = Caller(self._call)
+        self.rpc = Caller(self._call, self._stream)
 
     async def _call(self, method: str, args: Any, timeout: Any, whole: bool) -> Any:
         self.calls.append((method, args, timeout, whole))
         return self.body if whole else self.body[0]
+
+    async def _stream(self, method: str, args: Any, timeout: Any, check: Any) -> OpenCall:
+        self.calls.append((method, args, timeout, check))
+        raise ConnectionClosed("this peer has no streams")
 
 
 def test_data_is_a_dict_of_its_keywords() -> None:
@@ -166,5 +171,5 @@ async def test_an_error_of_the_call_is_raised_as_it_is() -> None:
 
     for returns in (None, int, Response):
         with pytest.raises(ConnectionClosed) as caught:
-            await Caller(broken()).call("get", returns=returns)
+            await Caller(broken(), Peer()._stream).call("get", returns=returns)
         assert caught.value is error

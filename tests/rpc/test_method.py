@@ -222,21 +222,23 @@ class Generators:
 
 
 @pytest.mark.parametrize(
+    "function", [generator, Generators(), functools.partial(generator)], ids=type
+)
+def test_plain_generators_are_refused(function: Any) -> None:
+    with pytest.raises(TypeError, match="'method' is a plain generator; write it as `async def`"):
+        Method(function, "method")
+    with pytest.raises(TypeError, match="'method' is a plain generator"):
+        MessageHandler(function, "method", with_connection=False, concurrent=False)
+
+
+@pytest.mark.parametrize(
     "function",
-    [
-        async_generator,
-        generator,
-        Generators(),
-        Generators().method,
-        functools.partial(generator),
-        functools.partial(async_generator),
-    ],
+    [async_generator, Generators().method, functools.partial(async_generator)],
     ids=type,
 )
-def test_generators_are_refused(function: Any) -> None:
-    with pytest.raises(TypeError, match="'method' is a generator"):
-        Method(function, "method")
-    with pytest.raises(TypeError, match="'method' is a generator"):
+def test_messages_have_no_streams(function: Any) -> None:
+    assert Method(function, "method").streaming is not None
+    with pytest.raises(TypeError, match="'method' is a generator; messages have no streams"):
         MessageHandler(function, "method", with_connection=False, concurrent=False)
 
 
@@ -784,7 +786,9 @@ def test_a_method_describes_itself() -> None:
         return item
 
     description = described(paint)
-    assert set(description) == {"name", "description", "parameters", "returns", "requires"}
+    keys = {"name", "description", "parameters", "returns", "streaming", "requires"}
+    assert set(description) == keys
+    assert description["streaming"] is None
     assert description["name"] == "method"
     assert description["description"] == "Paint something.\n\nIt takes a while."
     parameters = description["parameters"]

@@ -79,6 +79,7 @@ def settings(
     *,
     calls: int = 256,
     window: tuple[int, int] = (256, 1024 * 1024),
+    stream: tuple[int, int] = (4096, 256 * 1024),
     frame_max: int = 1024 * 1024,
     timeout: float | None = 30.0,
     outbox_bytes: int = 8 * 1024 * 1024,
@@ -93,6 +94,7 @@ def settings(
             features=frozenset({"zlib"}),
             calls=calls,
             window=window,
+            stream=stream,
             ttl=0 if timeout is None else round(timeout * 1000),
         ),
         timeout=timeout,
@@ -369,6 +371,10 @@ class Side:
     def call(self, method: str, args: Any = None, **options: Any) -> Any:
         """Call the other side."""
         return self.connection.rpc.call(method, args, **options)
+
+    def stream(self, method: str, args: Any = None, **options: Any) -> Any:
+        """Call the other side, with streams."""
+        return self.connection.rpc.stream(method, args, **options)
 
     def start(self, method: str, args: Any = None, **options: Any) -> asyncio.Future[Any]:
         """Call the other side in a task of its own."""

@@ -1,0 +1,112 @@
+"""What Pydantic does for handlers: validators, plain results, schemas, errors for the caller."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
+
+from ..exceptions import InvalidParams
+from ..transport.serving import Response
+
+__all__ = ["AS_SENT", "Schema", "adapter_of", "finisher", "invalid_params"]
+
+ERRORS_SHOWN = 10
+MESSAGE_SHOWN = 200
+
+_PLAIN_TYPES = (int, str, bool, float, bytes, type(None))
+
+
+class Schema(GenerateJsonSchema):
+    """Describes whatever can be served; what JSON Schema has no words for is left open."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        return {}
+
+    def arguments_schema(self, schema: core_schema.ArgumentsSchema) -> dict[str, Any]:
+        try:
+            return super().arguments_schema(schema)
+        except PydanticInvalidForJsonSchema:  # some by position only, others by name only
+            return self.kw_arguments_schema(
+                schema["arguments_schema"], schema.get("var_kwargs_schema")
+            )
+
+
+AS_SENT: Any = {"mode": "serialization", "schema_generator": Schema}
+
+
+def finisher(adapter: TypeAdapter[Any] | None, hint: Any) -> Callable[[Any], Any] | None:
+    """Return what checks a result and makes it plain."""
+    if adapter is None:
+        return None
+    validate = adapter.validator.validate_python
+    if hint in _PLAIN_TYPES or (isinstance(hint, types.UnionType) and _all_plain(hint)):
+        return validate
+    dump = adapter.serializer.to_python
+
+    def finish(result: Any) -> Any:
+        if type(result) is Response:
+            return Response(dump(validate(result.value)), result.headers)
+        return dump(validate(result))
+
+    return finish
+
+
+def _all_plain(union: types.UnionType) -> bool:
+    return all(member in _PLAIN_TYPES for member in typing.get_args(union))
+
+
+def adapter_of(name: str, hint: Any) -> TypeAdapter[Any]:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint)
+        adapter.core_schema["type"]  # raises for a model with names that are not defined yet
+        return adapter
+    except PydanticUserError as exc:
+        signature = getattr(hint, "__signature__", hint)
+        raise TypeError(
+            f"handler {name!r} with {signature} cannot be validated by Pydantic: {exc.message}"
+        ) from exc
+
+
+def _message(error: Any) -> str:
+    """Return the message of one error; Pydantic's own would repeat a wrong tag."""
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        return f"{context['discriminator']} should be one of {context['expected_tags']}"
+    return str(error["msg"])
+
+
+def invalid_params(
+    name: str, error: ValidationError, *, lone: bool = False, place: str = ""
+) -> InvalidParams:
+    """Say which parameters do not fit, without the values: they may be secrets.
+
+    Args:
+        name: The handler's name.
+        error: What Pydantic says.
+        lone: Leave the first part of the paths out, because it is no parameter.
+        place: Stands before the paths.
+    """
+    at = [place] if place else []
+    found = error.errors(include_url=False, include_input=False)
+    errors = [
+        {
+            "path": ".".join([*at, *(str(part) for part in one["loc"][lone:])])[:MESSAGE_SHOWN],
+            "message": _message(one)[:MESSAGE_SHOWN],
+            "type": one["type"],
+        }
+        for one in found[:ERRORS_SHOWN]
+    ]
+    listed = "; ".join(
+        f"{one['path']}: {one['message']}" if one["path"] else one["message"] for one in errors
+    )
+    more = f" and {len(found) - ERRORS_SHOWN} more" if len(found) > ERRORS_SHOWN else ""
+    return InvalidParams(f"{name!r}: {listed}{more}"[:2000], details={"errors": errors})
