@@ -188,7 +188,7 @@ class Calls:
         try:
             body = await future
         except asyncio.CancelledError:
-            self._abandon(id, "the caller was cancelled")
+            self.abandon(id, "the caller was cancelled")
             raise
         return body if whole else body[0]
 
@@ -229,10 +229,6 @@ class Calls:
             self._move()
         return id, answer
 
-    def abandon(self, id: int, reason: str) -> None:
-        """Give up a call that was opened; its answer is not waited for any more."""
-        self._abandon(id, reason)
-
     async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
         """Wait for the answer to a message that was sent with an id from `take_id`."""
         future: asyncio.Future[list[Any]] = self._loop.create_future()
@@ -242,7 +238,7 @@ class Calls:
         try:
             return (await future)[0]
         except asyncio.CancelledError:
-            self._abandon(id, "the caller was cancelled")
+            self.abandon(id, "the caller was cancelled")
             raise
 
     def take_id(self) -> int:
@@ -387,12 +383,12 @@ class Calls:
                     if not future.done():
                         text = f"no answer to {name!r} within {seconds} s"
                         future.set_exception(RPCTimeout(text))
-                    self._abandon(id, "the deadline has passed")
+                    self.abandon(id, "the deadline has passed")
                 else:
                     upcoming = min(upcoming, deadline)
         return upcoming
 
-    def _abandon(self, id: int, reason: str) -> None:
+    def abandon(self, id: int, reason: str) -> None:
         """Tell the peer to stop; its final frame still ends the entry."""
         table = self._pending if id in self._pending else self._replies
         entry = table.get(id)
