@@ -32,13 +32,15 @@ from ..protocol.events import (
 from ..protocol.frames import REPLY, CloseCode, FrameType
 from ..protocol.session import Session
 from ..rpc.caller import Caller, convert
-from .calls import DEFAULT, HANDLING, Calls, Default, closed_again
+from .calls import DEFAULT, HANDLING, Calls, Default, Params, closed_again
 from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
 from .outlet import Link, Outlet
 from .pulse import Pulse
 from .serving import Routes, Serving
 from .settings import Settings
+from .stream import Check
+from .stream_call import OpenCall
 from .streaming import Streams
 from .wire_log import WireLog
 
@@ -101,6 +103,7 @@ class Connection:
         "_pulse",
         "_serving",
         "_shared",
+        "_stream_window",
         "_streams",
         "_sweep",
         "_wire_log",
@@ -112,7 +115,6 @@ class Connection:
         "name",
         "rpc",
         "state",
-        "stream",
         "version",
     )
 
@@ -155,16 +157,8 @@ class Connection:
             self._sweep,
             limit=settings.capabilities.calls,
         )
-        self._streams = Streams(
-            loop,
-            self,
-            self._outlet,
-            shared.encoder,
-            self._calls,
-            self._serving,
-            shared.starter,
-            window=settings.capabilities.stream,
-        )
+        self._streams: Streams | None = None
+        self._stream_window = settings.capabilities.stream
         self._messages = Messages(
             loop,
             self._outlet,
@@ -191,7 +185,6 @@ class Connection:
         self.version = ""
         self.state: dict[str, Any] = {}
         self.call = self._calls.call
-        self.stream = self._streams.call
         self.rpc = Caller(self.call, self.stream)
 
     # What users call.
@@ -318,6 +311,29 @@ class Connection:
     def protocol(self) -> CNDT:
         """The sans-I/O peer, for the login."""
         return self._protocol
+
+    @property
+    def streams(self) -> Streams:
+        """The calls with streams. Made for the first one, because most connections have none."""
+        if self._streams is None:
+            self._streams = Streams(
+                self._loop,
+                self,
+                self._outlet,
+                self._shared.encoder,
+                self._calls,
+                self._serving,
+                self._shared.starter,
+                window=self._stream_window,
+                peer=self._protocol.peer,
+            )
+        return self._streams
+
+    async def stream(
+        self, method: str, args: Params, timeout: float | None, check: Check | None
+    ) -> OpenCall:
+        """Send the request of a call with streams; `rpc.stream` is what people use."""
+        return await self.streams.call(method, args, timeout, check)
 
     @property
     def running(self) -> int:
@@ -596,7 +612,7 @@ class Connection:
                 self._messages.cancel(id)
         elif type == FrameType.STREAM_CREDIT and id == 0:
             self._messages.credit(payload)
-        elif type != FrameType.GOAWAY:
+        elif type != FrameType.GOAWAY and self._streams is not None:
             self._streams.receive(type, id, payload)
         return False
 
@@ -628,7 +644,6 @@ class Connection:
         self.identity, self.name, self.version = peer.identity, peer.name, peer.version
         self._serving.opened(peer.capabilities)
         self._messages.opened(peer.capabilities)
-        self._streams.opened(peer.capabilities)
 
     def _open(self, peer: Peer) -> None:
         self._opened = True
@@ -641,7 +656,8 @@ class Connection:
         self._serving.room()
         self._calls.room()
         self._messages.room()
-        self._streams.room()
+        if self._streams is not None:
+            self._streams.room()
 
     def _expire(self, now: float) -> float:
         return min(self._calls.expire(now), self._serving.expire(now))
@@ -696,7 +712,8 @@ class Connection:
         self._serving.end()
         self._messages.fail(error, handle_rest=self._polite)
         self._calls.fail(error)
-        self._streams.fail(error)
+        if self._streams is not None:
+            self._streams.fail(error)
         for answer in (self._pings or {}).values():
             if not answer.done():
                 answer.set_exception(closed_again(error))

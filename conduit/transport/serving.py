@@ -132,10 +132,7 @@ class Serving:
     Attributes:
         draining: Whether new calls are refused because the end is near.
         held: Answers that wait because the outbox is full.
-        stream: Runs a handler for a call with streams; `Streams` sets it to its `serve`.
     """
-
-    stream: Callable[[int, Handler, Any, Any], Any]
 
     __slots__ = (
         "_connection",
@@ -154,7 +151,6 @@ class Serving:
         "_value_max",
         "draining",
         "held",
-        "stream",
     )
 
     def __init__(
@@ -217,7 +213,7 @@ class Serving:
             return
         try:
             if meta is not None and "stream" in meta:
-                result = self.stream(id, handler, params, meta["stream"])
+                result = self._connection.streams.serve(id, handler, params, meta["stream"])
             elif handler.kind == "coroutine":
                 result = self._start(handler.start(params, self._connection))
             else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from ..exceptions import ConnectionClosed, ConnectionLost, InvalidParams, ProtocolError, RPCError
-from ..protocol.events import Capabilities
+from ..protocol.events import Peer
 from ..protocol.frames import CloseCode, FrameType
 from ..protocol.payload import Encoder, decode, read_credit
 from .calls import Calls, Params
@@ -101,19 +101,19 @@ class Streams:
         serving: Runs the handlers.
         starter: Starts those that stream.
         window: Items and bytes of a stream that the peer may send before any was handed out.
+        peer: Tells what the peer accepts, once it is in.
     """
 
     __slots__ = (
         "_calls",
         "_connection",
-        "_credit",
         "_encoder",
         "_loop",
         "_open",
         "_outlet",
+        "_peer",
         "_serving",
         "_start",
-        "_value_max",
         "_window",
     )
 
@@ -128,6 +128,7 @@ class Streams:
         starter: Starter,
         *,
         window: tuple[int, int],
+        peer: Peer,
     ) -> None:
         self._loop = loop
         self._connection = connection
@@ -137,18 +138,11 @@ class Streams:
         self._serving = serving
         self._start = starter.start
         self._window = window
-        self._credit = (0, 0)
-        self._value_max = 0
+        self._peer = peer
         self._open: dict[int, _Open] = {}
-        serving.stream = self.serve
 
     def __len__(self) -> int:
         return len(self._open)
-
-    def opened(self, peer: Capabilities) -> None:
-        """Learn what the peer accepts."""
-        self._credit = peer.stream
-        self._value_max = peer.frame_max
 
     def receive(self, type: int, id: int, payload: bytes | memoryview) -> None:
         """Take STREAM_ITEM, STREAM_END or STREAM_CREDIT of a call.
@@ -207,13 +201,14 @@ class Streams:
         return call
 
     def _sender(self, id: int, finish: Callable[[Any], Any] | None = None) -> Sender:
+        accepts = self._peer.capabilities
         return Sender(
             self._loop,
             self._outlet,
             self._encoder,
             id,
-            credit=self._credit,
-            value_max=self._value_max,
+            credit=accepts.stream,
+            value_max=accepts.frame_max,
             finish=finish,
         )
 

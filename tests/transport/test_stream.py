@@ -119,7 +119,7 @@ def serve(side: Side) -> Source:
 def left(pair: Pair) -> list[int]:
     """Return what both sides still keep of calls."""
     connections = [pair.client.connection, pair.server.connection]
-    counts = [len(connection._streams) for connection in connections]
+    counts = [len(connection.streams) for connection in connections]
     counts += [len(connection._calls._pending) for connection in connections]
     return counts + [connection.running for connection in connections]
 
