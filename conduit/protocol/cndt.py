@@ -18,7 +18,8 @@ swallows what still comes, because the other side may not have read our CLOSE ye
 Reading. `receive` parses by offset and looks the first eight bytes of a header up in the words that
 the state accepts, which checks magic, version, type, flags and state at once. Frames that belong to
 the session (sequence numbers, acknowledgements, pings) are dealt with here; the rest goes up as
-`Frame`, payload not decoded.
+`Frame`, payload not decoded. The rest of a large frame is read to a buffer that can be used again,
+or, when its end is large `bytes`, right to the object that the handler or the caller gets.
 
 Writing. `send` numbers a frame and appends it; `take` returns what is to be written and puts the
 sequenced part of it into the outbox. What is not sequenced goes ahead of what is.
@@ -29,6 +30,7 @@ After the first error the peer is CLOSED for good.
 from __future__ import annotations
 
 import enum
+import io
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -60,13 +62,14 @@ from .frames import (
     FrameType,
     NotConduit,
     OtherVersion,
+    Parted,
     not_conduit,
     tolerate,
     type_name,
     word,
 )
 from .login import ClientLogin, ServerLogin
-from .payload import decode, inflate
+from .payload import PLACEHOLDER, decode, inflate, tail_at
 from .scram import Keys, Verifier
 from .session import ACK_BYTES, ACK_FRAMES
 from .writer import COMPRESS_MOST, FrameWriter
@@ -75,6 +78,10 @@ __all__ = ["ACCEPTS", "CNDT", "State"]
 
 BUFFERED: Final = 128 * 1024
 """Bytes from which an unfinished frame gets a buffer of its own."""
+APART: Final = 4 * 1024 * 1024 - ENVELOPE
+"""Size from which `bytes` are read to where they are to stay. What is smaller is faster in a buffer
+that is used again, and copied from there: new memory costs more than the copy.
+"""
 LOGIN_BYTES: Final = 4096
 PINGS: Final = 100
 """Pings that a peer may send within `PING_WINDOW` milliseconds."""
@@ -165,6 +172,7 @@ class CNDT(FrameWriter):
         "_partial",
         "_pings_in",
         "_pings_out",
+        "_tail",
         "_wants_id",
         "ack_due",
         "large",
@@ -185,6 +193,7 @@ class CNDT(FrameWriter):
         self._missing = 0
         self.large: memoryview | None = None
         self._filled = 0
+        self._tail: io.BytesIO | None = None
         self._heard_bytes = 0
         self._inflates = False
         self._pings_in = _Rate(PINGS)
@@ -280,6 +289,10 @@ class CNDT(FrameWriter):
         if large is None or self._filled < self._ends_in:
             return []
         self.large = None
+        if self._tail is not None:
+            self._tail.seek(self._filled)
+            self._missing = 1
+            return []
         return self.receive(large[: self._ends_in])
 
     def receive(self, data: bytes | memoryview) -> list[Event]:
@@ -292,6 +305,8 @@ class CNDT(FrameWriter):
         if self.state is _CLOSED:
             return events
         if self._partial:
+            if self._tail is not None and data:
+                return self._receive_tail(self._tail, data)
             self._missing -= len(data)
             if self._missing > 0:
                 self._partial += bytes(data)
@@ -386,10 +401,43 @@ class CNDT(FrameWriter):
             self._partial = rest
             self._missing = size - len(rest)
             return
-        self.large = self._allocate(size)
-        self.large[: len(rest)] = rest
-        self._filled = len(rest)
-        self._ends_in = size
+        if size < APART or not self._wait_for_tail(rest, size):
+            self.large = self._allocate(size)
+            self.large[: len(rest)] = rest
+            self._filled = len(rest)
+            self._ends_in = size
+
+    def _wait_for_tail(self, rest: bytes, size: int) -> bool:
+        """Let the end of a large frame be read to where it is to stay, if it is one `bytes`."""
+        first, _, id, stamp, number = HEADER.unpack_from(rest)
+        begin = HEADER_SIZE + tail_at(memoryview(rest)[HEADER_SIZE:], size - HEADER_SIZE)
+        if begin == HEADER_SIZE:
+            return False
+        # Parsed as a frame of its own when the tail is there, so that it is checked like any other.
+        head = rest[HEADER_SIZE : begin - _BIN_PREFIX] + PLACEHOLDER
+        self._partial = HEADER.pack(first, len(head), id, stamp, number) + head
+        self._missing = size - len(rest)
+        # BytesIO alone lends out memory to read to, and then hands it over uncopied as `bytes`. It
+        # copies while it is lent out, and event loops hold a buffer until they have told that it is
+        # filled. So the last byte is not read there.
+        self._tail = io.BytesIO(bytes(size - begin))
+        self._filled = self._tail.write(rest[begin:])
+        self._ends_in = size - begin - 1
+        if self._filled < self._ends_in:
+            self.large = self._tail.getbuffer()
+        return True
+
+    def _receive_tail(self, tail: io.BytesIO, data: bytes | memoryview) -> list[Event]:
+        """Take the last byte of a tail, and with it the frame."""
+        tail.write(data[:1])
+        head, self._partial, self._tail = self._partial, b"", None
+        value = tail.getvalue()
+        self._heard_bytes += len(value)
+        events = self.receive(head)
+        for event in events:
+            assert isinstance(event, Frame)
+            event.payload = Parted(head[HEADER_SIZE:], value)
+        return events + self.receive(data[1:])
 
     def _unsequenced(
         self, type: int, flags: int, id: int, payload: bytes | memoryview, events: list[Event]
@@ -514,6 +562,8 @@ class CNDT(FrameWriter):
         self._enter(State.CLOSED)
 
 
+_BIN_PREFIX: Final = 5
+"""Bytes of the token before large `bytes`."""
 _ACK: Final = word(FrameType.ACK)
 _PING: Final = word(FrameType.HEARTBEAT_PING, PRIORITY)
 _PONG: Final = word(FrameType.HEARTBEAT_PONG)

@@ -31,6 +31,7 @@ __all__ = [
     "FrameType",
     "NotConduit",
     "OtherVersion",
+    "Parted",
     "not_conduit",
     "tolerate",
     "type_name",
@@ -96,6 +97,24 @@ class CloseCode(enum.IntEnum):
     HEARTBEAT_TIMEOUT = 4422
 
 
+class Parted:
+    """A payload whose large end is there already as the `bytes` that it stands for.
+
+    Attributes:
+        head: The payload with payload.py's `PLACEHOLDER` for its end, and every length true.
+        tail: The end.
+    """
+
+    __slots__ = ("head", "tail")
+
+    def __init__(self, head: bytes | memoryview, tail: bytes) -> None:
+        self.head = head
+        self.tail = tail
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.tail)
+
+
 @dataclass(slots=True)
 class Frame:
     """A frame that was received.
@@ -105,13 +124,13 @@ class Frame:
         flags: The flags of the header.
         id: The correlation id, which pairs a request with its answer; 0 for none.
         payload: MessagePack, not decoded yet. A memoryview is valid only until the next frame of
-            the same connection is read.
+            the same connection is read. A `Parted` has its large end apart.
     """
 
     type: int
     flags: int
     id: int
-    payload: bytes | memoryview
+    payload: bytes | memoryview | Parted
 
 
 ACCEPTED_FLAGS: Final[dict[int, tuple[int, ...]]] = {

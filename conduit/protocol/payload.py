@@ -6,6 +6,9 @@ containers, because a megabyte of empty lists would otherwise make a hundred meg
 and extension types are refused, timestamps among them. Payloads up to 256 bytes cannot do harm and
 skip the walk.
 
+A large `bytes` at the end of a payload is not in it at all when it is decoded: it was read from the
+socket to its own place, and `Parted` has it beside the rest.
+
 Writing. A `Packer` that is kept costs half of `packb`. It must not be used from two threads, nor
 again from inside its own `default`, so there is one `Encoder` per event loop.
 """
@@ -24,9 +27,18 @@ from typing import Any, Final
 from msgpack import Packer, Unpacker, unpackb
 
 from ..exceptions import InvalidParams, PayloadTooLarge, ProtocolError
-from .frames import CloseCode
+from .frames import CloseCode, Parted
 
-__all__ = ["LARGE", "Encoder", "decode", "deflate", "inflate", "plain"]
+__all__ = [
+    "LARGE",
+    "PLACEHOLDER",
+    "Encoder",
+    "decode",
+    "deflate",
+    "inflate",
+    "plain",
+    "tail_at",
+]
 
 LARGE: Final = 64 * 1024
 """Bytes from which a `bytes` value at the end of a payload is sent without being copied."""
@@ -38,7 +50,28 @@ _CONTAINERS: Final = 100_000
 """Lists and maps that a payload may hold; more in proportion, from 1 MiB on."""
 
 
-def decode(payload: bytes | memoryview) -> Any:
+PLACEHOLDER: Final = b"\xc7\x00\x00"
+"""Stands for the tail of a `Parted`: an extension without data, which no peer may send."""
+
+
+def tail_at(start: bytes | memoryview, size: int) -> int:
+    """Return where the large `bytes` begins that ends a payload of `size` bytes.
+
+    Args:
+        start: What is there of the payload so far.
+        size: Bytes that it will have.
+
+    Returns:
+        0 when it does not end so, or when that cannot be told from what is there.
+    """
+    begin = _last_of_few(start, size)
+    if begin > len(start) or size - begin < LARGE:
+        return 0
+    # Only four bytes say such a length, so the one before them is the token's first.
+    return begin if begin > 4 and start[begin - 5] == 0xC6 else 0
+
+
+def decode(payload: bytes | memoryview | Parted) -> Any:
     """Decode one payload.
 
     Args:
@@ -51,6 +84,10 @@ def decode(payload: bytes | memoryview) -> Any:
             because a peer could choose numbers that all collide in a hash table.
     """
     try:
+        if isinstance(payload, Parted):
+            # A peer's own extension would take the tail, so that nothing is left for its place.
+            tails = [payload.tail]
+            return unpackb(payload.head, max_ext_len=0, ext_hook=lambda code, data: tails.pop())
         size = len(payload)
         if size <= _UNCHECKED:
             return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
@@ -105,7 +142,7 @@ class _Budget:
 
 def _check_lengths(payload: bytes | memoryview, size: int) -> None:
     """Prove that every length inside the payload is true, without allocating what they claim."""
-    if size >= LARGE and _has_few_tokens(payload, size):
+    if size >= LARGE and _last_of_few(payload, size):
         return
     unpacker = Unpacker(max_buffer_size=size)
     unpacker.feed(payload)
@@ -139,20 +176,25 @@ _TOKENS: Final[dict[int, tuple[int, int, int]]] = {
 }
 
 
-def _has_few_tokens(payload: bytes | memoryview, size: int) -> bool:
-    """Whether a large payload is a handful of tokens, every length true.
+def _last_of_few(payload: bytes | memoryview, size: int) -> int:
+    """Return where the content of the last token begins, if a large payload is a handful of them.
 
     Such a payload is mostly one `bytes` or `str`. Walking it here spares `skip()`, which would copy
     all of it first.
+
+    Args:
+        payload: The payload, or the start of it.
+        size: Bytes that it has in whole.
+
+    Returns:
+        0 when there are too many tokens, or one is not there, or a length is not true.
     """
-    position, wanted = 0, 1
+    position, wanted, there = 0, 1, len(payload)
     for _ in range(_FEW_TOKENS):
-        if wanted == 0:
-            return position == size
-        if position >= size:
-            return False
+        if position >= there:
+            return 0
         first = payload[position]
-        position += 1
+        position = begin = position + 1
         if first & 0xF0 == 0x90:
             wanted += (first & 0x0F) - 1
         elif first & 0xF0 == 0x80:
@@ -160,17 +202,19 @@ def _has_few_tokens(payload: bytes | memoryview, size: int) -> bool:
         elif first in _TOKENS:
             width, extra, kind = _TOKENS[first]
             length = int.from_bytes(payload[position : position + width], "big")
-            position += width
+            position = begin = position + width
             wanted -= 1
             if kind == _SCALAR:
                 position += length + extra
             else:
                 wanted += kind * length
         else:
-            return False
+            return 0
         if position > size or wanted > size:
-            return False
-    return False
+            return 0
+        if wanted == 0:
+            return begin if position == size else 0
+    return 0
 
 
 class Encoder:

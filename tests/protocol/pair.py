@@ -24,7 +24,7 @@ from conduit.protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from conduit.protocol.frames import Frame
+from conduit.protocol.frames import Frame, Parted
 from conduit.protocol.login import ClientLogin, ServerLogin
 from conduit.protocol.scram import Verifier, derive_keys
 from conduit.protocol.session import Session
@@ -128,7 +128,7 @@ def feed(peer: CNDT, data: bytes, split: Split = whole) -> list[Event]:
 
 def _kept(event: Event) -> Event:
     """Copy the payload, which is only valid until the next bytes come."""
-    if isinstance(event, Frame):
+    if isinstance(event, Frame) and not isinstance(event.payload, Parted):
         return Frame(event.type, event.flags, event.id, bytes(event.payload))
     return event
 
