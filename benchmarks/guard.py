@@ -87,7 +87,7 @@ def count(python: str) -> Figures:
 
 def judge(version: str, found: Figures, committed: Figures) -> bool:
     """Say how what was counted compares; False when it is too much."""
-    growth = found["ratio"] / committed["ratio"]
+    growth: float = found["ratio"] / committed["ratio"]
     verdict = "fine"
     if growth > ALLOWED:
         verdict = f"TOO MUCH, {ALLOWED - 1:.0%} are allowed"

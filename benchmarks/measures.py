@@ -21,12 +21,43 @@ SILENCE = 2.0
 """Seconds without a broadcast after which the missing ones count as lost."""
 TIMED_CALLERS = 4
 """How many callers take the time of their calls."""
+PAUSE = 0.005
+"""Seconds between the calls of a rare caller, and between the looks at how late a timer is."""
 
 Result = dict[str, float]
 
 
 class WrongAnswer(Exception):
     """The server answered something else than it should."""
+
+
+def percentile(ordered: list[float], per_mille: int) -> float:
+    """Return what so many thousandths of some figures in order do not exceed."""
+    return ordered[len(ordered) * per_mille // 1000]
+
+
+class Lag:
+    """Looks again and again how late a timer of the running event loop fires."""
+
+    def __init__(self) -> None:
+        self._late: list[float] = []
+        self._task = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(PAUSE)
+            late = time.perf_counter() - started - PAUSE
+            self._late.append(late)
+            # Timers that were due meanwhile would have been late as well, each a bit less.
+            while (late := late - PAUSE) > 0:
+                self._late.append(late)
+
+    def end(self) -> Result:
+        """Stop, and return in milliseconds how late timers were."""
+        self._task.cancel()
+        late = sorted(max(0.0, seconds) * 1e3 for seconds in self._late) or [0.0]
+        return {"p99": percentile(late, 990), "max": late[-1]}
 
 
 class Clock:
@@ -97,8 +128,9 @@ class Measure:
         result = {"count": count, "rate": self.rate(count, elapsed), "client_cpu": used}
         if times:
             times.sort()
-            result["p50"] = times[len(times) // 2] * 1e6
-            result["p99"] = times[len(times) * 99 // 100] * 1e6
+            result["p50"] = percentile(times, 500) * 1e6
+            result["p99"] = percentile(times, 990) * 1e6
+            result["max"] = times[-1] * 1e6
         return result
 
     def rate(self, count: int, elapsed: float) -> float:
@@ -212,6 +244,8 @@ class Connect(Measure):
     async def work(self, clock: Clock, times: list[float] | None) -> int:
         done = 0
         while True:
+            if self.point.cold:
+                self.contestant.forget()
             started = time.perf_counter()
             session = await self.connect()
             check(await session.call(done, 1) == done + 1)
@@ -221,6 +255,30 @@ class Connect(Measure):
             done += 1
             if clock.over:
                 return done
+
+
+class Rare(Measure):
+    """One caller that makes a call now and then."""
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        done, call = 0, self.sessions[0].call
+        while not clock.over:
+            await asyncio.sleep(PAUSE)
+            started = time.perf_counter()
+            answer = await call(done, 1)
+            if times is not None:
+                times.append(time.perf_counter() - started)
+            check(answer == done + 1)
+            done += 1
+        return done
+
+
+class Nothing(Measure):
+    """What is beside it has the server for itself."""
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        await asyncio.sleep(self.seconds)
+        return 0
 
 
 class Idle(Measure):
@@ -280,4 +338,6 @@ KINDS: dict[str, type[Measure]] = {
     "connect": Connect,
     "idle": Idle,
     "broadcast": Broadcast,
+    "rare": Rare,
+    "nothing": Nothing,
 }

@@ -68,6 +68,8 @@ def lines(rows: list[list[str]]) -> str:
 def table(name: str, workload: dict[str, Any]) -> str:
     """Return the heading and the table of a workload."""
     heading = f"**{name}**: {workload['title']}\n\n"
+    if any("rare_p50" in by for point in workload["points"] for by in point["by"].values()):
+        return heading + beside(workload)
     if len(workload["points"]) > 1:
         return heading + many_points(workload)
     return heading + one_point(workload, workload["points"][0]["by"])
@@ -100,6 +102,32 @@ def one_point(workload: dict[str, Any], by: dict[str, Any]) -> str:
         if not is_memory:
             row += [number(figures.get(f"{side}_us", 0.0)) for side in ("server", "client")]
         rows.append(row)
+    return lines(rows)
+
+
+BESIDE = {
+    "rare_p50": "p50 ms",
+    "rare_p99": "p99 ms",
+    "rare_max": "max ms",
+    "server_lag_p99": "server late p99 ms",
+    "server_lag_max": "max ms",
+    "client_lag_p99": "client late p99 ms",
+    "client_lag_max": "max ms",
+}
+"""What a caller beside the rest notices, and how late timers fire on the loops of both sides."""
+
+
+def beside(workload: dict[str, Any]) -> str:
+    """Show what others do to a caller that makes a call now and then."""
+    rows = [["", "the others", *BESIDE.values(), workload["unit"]]]
+    for point in workload["points"]:
+        for name, figures in point["by"].items():
+            row = [CONTESTANTS[name].title, point["label"]]
+            if "error" in figures:
+                rows.append([*row, "failed", *[""] * len(BESIDE)])
+                continue
+            row += [number(figures[key]) for key in BESIDE]
+            rows.append([*row, number(figures["rate"]) if figures["rate"] else ""])
     return lines(rows)
 
 
