@@ -16,7 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import WORKLOADS
 
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+PARTS = ("figures", "hurt")
+"""What docs/performance.md has a marked place for: load that hurts, and everything else."""
 
 PEERS = [name for name, e in CONTESTANTS.items() if not (e.floor or name.startswith("conduit"))]
 
@@ -196,8 +197,15 @@ def aims(results: dict[str, Any]) -> str:
     return "\n".join(found)
 
 
-def page(results: dict[str, Any]) -> str:
-    """Return everything that docs/performance.md shows of a run."""
+def page(results: dict[str, Any], part: str) -> str:
+    """Return what docs/performance.md shows of a run in one of its parts; nothing if none."""
+    tables = [
+        table(name, workload)
+        for name, workload in results["workloads"].items()
+        if (WORKLOADS[name].part_of == "hurt") == (part == "hurt")
+    ]
+    if not tables:
+        return ""
     machine, method = results["machine"], results["method"]
     pinned = "server and client pinned to a core each" if machine["pinned"] else "nothing pinned"
     cores = f"{machine['cores']} cores"
@@ -212,16 +220,24 @@ def page(results: dict[str, Any]) -> str:
     # netconduit is the name of conduit's distribution and of an earlier one.
     versions.update(results["versions"].get("conduit", {}))
     parts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + ".")
-    parts += [table(name, workload) for name, workload in results["workloads"].items()]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts + tables)
 
 
-def fill(text: str, figures: str) -> str:
-    """Put figures in the marked place of a page."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{figures}\n\n{END}{rest.split(END)[1]}"
+def fill(text: str, figures: str, part: str) -> str:
+    """Put figures in the place of a page that is marked for their part."""
+    begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{figures}\n\n{end}{rest.split(end)[1]}"
+
+
+def main(source: Path, target: Path) -> None:
+    """Put a run's figures into a page, and leave the parts alone that were not measured."""
+    results, text = json.loads(source.read_text()), target.read_text()
+    for part in PARTS:
+        if figures := page(results, part):
+            text = fill(text, figures, part)
+    target.write_text(text)
 
 
 if __name__ == "__main__":
-    source, target = map(Path, sys.argv[1:3])
-    target.write_text(fill(target.read_text(), page(json.loads(source.read_text()))))
+    main(*map(Path, sys.argv[1:3]))
