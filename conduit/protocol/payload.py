@@ -84,13 +84,13 @@ def decode(payload: bytes | memoryview | Parted) -> Any:
             because a peer could choose numbers that all collide in a hash table.
     """
     try:
+        size = len(payload)
+        if size <= _UNCHECKED:  # and so no Parted; asking first would cost every small call
+            return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)  # type: ignore[arg-type]
         if isinstance(payload, Parted):
             # A peer's own extension would take the tail, so that nothing is left for its place.
             tails = [payload.tail]
             return unpackb(payload.head, max_ext_len=0, ext_hook=lambda code, data: tails.pop())
-        size = len(payload)
-        if size <= _UNCHECKED:
-            return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
         _check_lengths(payload, size)
         if size <= _BUDGETED:
             return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
