@@ -19,7 +19,7 @@ Reading. `receive` parses by offset and looks the first eight bytes of a header 
 the state accepts, which checks magic, version, type, flags and state at once. Frames that belong to
 the session (sequence numbers, acknowledgements, pings) are dealt with here; the rest goes up as
 `Frame`, payload not decoded. The rest of a large frame is read to a buffer that can be used again,
-or, when its end is large `bytes`, right to the object that the handler or the caller gets.
+or, when it is mostly `bytes`, right to the object that the handler or the caller gets.
 
 Writing. `send` numbers a frame and appends it; `take` returns what is to be written and puts the
 sequenced part of it into the outbox. What is not sequenced goes ahead of what is.
@@ -69,7 +69,7 @@ from .frames import (
     word,
 )
 from .login import ClientLogin, ServerLogin
-from .payload import PLACEHOLDER, decode, inflate, tail_at
+from .payload import PLACEHOLDER, decode, inflate, large_bytes
 from .scram import Keys, Verifier
 from .session import ACK_BYTES, ACK_FRAMES
 from .writer import COMPRESS_MOST, FrameWriter
@@ -162,6 +162,7 @@ class CNDT(FrameWriter):
     __slots__ = (
         "_accepts",
         "_allocate",
+        "_apart",
         "_ends_in",
         "_filled",
         "_heard_bytes",
@@ -172,7 +173,6 @@ class CNDT(FrameWriter):
         "_partial",
         "_pings_in",
         "_pings_out",
-        "_tail",
         "_wants_id",
         "ack_due",
         "large",
@@ -193,7 +193,7 @@ class CNDT(FrameWriter):
         self._missing = 0
         self.large: memoryview | None = None
         self._filled = 0
-        self._tail: io.BytesIO | None = None
+        self._apart: io.BytesIO | None = None
         self._heard_bytes = 0
         self._inflates = False
         self._pings_in = _Rate(PINGS)
@@ -289,9 +289,8 @@ class CNDT(FrameWriter):
         if large is None or self._filled < self._ends_in:
             return []
         self.large = None
-        if self._tail is not None:
-            self._tail.seek(self._filled)
-            self._missing = 1
+        if self._apart is not None:
+            self._apart.seek(self._filled)
             return []
         return self.receive(large[: self._ends_in])
 
@@ -305,8 +304,8 @@ class CNDT(FrameWriter):
         if self.state is _CLOSED:
             return events
         if self._partial:
-            if self._tail is not None and data:
-                return self._receive_tail(self._tail, data)
+            if self._apart is not None:
+                return self._receive_apart(self._apart, data)
             self._missing -= len(data)
             if self._missing > 0:
                 self._partial += bytes(data)
@@ -401,43 +400,53 @@ class CNDT(FrameWriter):
             self._partial = rest
             self._missing = size - len(rest)
             return
-        if size < APART or not self._wait_for_tail(rest, size):
+        if size < APART or not self._wait_apart(rest, size):
             self.large = self._allocate(size)
             self.large[: len(rest)] = rest
             self._filled = len(rest)
             self._ends_in = size
 
-    def _wait_for_tail(self, rest: bytes, size: int) -> bool:
-        """Let the end of a large frame be read to where it is to stay, if it is one `bytes`."""
+    def _wait_apart(self, rest: bytes, size: int) -> bool:
+        """Let the large `bytes` of a frame be read to where they are to stay, if there are any."""
         first, _, id, stamp, number = HEADER.unpack_from(rest)
-        begin = HEADER_SIZE + tail_at(memoryview(rest)[HEADER_SIZE:], size - HEADER_SIZE)
-        if begin == HEADER_SIZE:
+        begin, end = large_bytes(memoryview(rest)[HEADER_SIZE:], size - HEADER_SIZE, APART)
+        begin, end = begin + HEADER_SIZE, end + HEADER_SIZE
+        behind = size - end
+        if begin == end or len(rest) >= end or behind > ENVELOPE:
             return False
-        # Parsed as a frame of its own when the tail is there, so that it is checked like any other.
-        head = rest[HEADER_SIZE : begin - _BIN_PREFIX] + PLACEHOLDER
-        self._partial = HEADER.pack(first, len(head), id, stamp, number) + head
-        self._missing = size - len(rest)
+        # Parsed as a frame of its own when all is there, so that it is checked like any other.
+        payload = rest[HEADER_SIZE : begin - _BIN_PREFIX] + PLACEHOLDER
+        self._partial = HEADER.pack(first, len(payload) + behind, id, stamp, number) + payload
         # BytesIO alone lends out memory to read to, and then hands it over uncopied as `bytes`. It
         # copies while it is lent out, and event loops hold a buffer until they have told that it is
         # filled. So the last byte is not read there.
-        self._tail = io.BytesIO(bytes(size - begin))
-        self._filled = self._tail.write(rest[begin:])
-        self._ends_in = size - begin - 1
+        self._apart = io.BytesIO(bytes(end - begin))
+        self._filled = self._apart.write(rest[begin:])
+        self._ends_in = end - begin - 1
+        self._missing = 1 + behind
         if self._filled < self._ends_in:
-            self.large = self._tail.getbuffer()
+            self.large = self._apart.getbuffer()
         return True
 
-    def _receive_tail(self, tail: io.BytesIO, data: bytes | memoryview) -> list[Event]:
-        """Take the last byte of a tail, and with it the frame."""
-        tail.write(data[:1])
-        head, self._partial, self._tail = self._partial, b"", None
-        value = tail.getvalue()
-        self._heard_bytes += len(value)
-        events = self.receive(head)
+    def _receive_apart(self, apart: io.BytesIO, data: bytes | memoryview) -> list[Event]:
+        """Take the last byte of large `bytes` and what is behind them, and so the frame."""
+        missing = self._missing
+        self._missing -= len(data)
+        rest = data[:missing]
+        if apart.tell() == self._ends_in:
+            apart.write(rest[:1])
+            rest = rest[1:]
+        self._partial += rest
+        if self._missing > 0:
+            return []
+        frame, self._partial, self._apart = self._partial, b"", None
+        large = apart.getvalue()
+        self._heard_bytes += len(large)
+        events = self.receive(frame)
         for event in events:
             assert isinstance(event, Frame)
-            event.payload = Parted(head[HEADER_SIZE:], value)
-        return events + self.receive(data[1:])
+            event.payload = Parted(frame[HEADER_SIZE:], large)
+        return events + self.receive(data[missing:])
 
     def _unsequenced(
         self, type: int, flags: int, id: int, payload: bytes | memoryview, events: list[Event]

@@ -98,21 +98,21 @@ class CloseCode(enum.IntEnum):
 
 
 class Parted:
-    """A payload whose large end is there already as the `bytes` that it stands for.
+    """A payload whose large `bytes` are there already as the object that they stand for.
 
     Attributes:
-        head: The payload with payload.py's `PLACEHOLDER` for its end, and every length true.
-        tail: The end.
+        rest: The payload with payload.py's `PLACEHOLDER` for them.
+        large: They.
     """
 
-    __slots__ = ("head", "tail")
+    __slots__ = ("large", "rest")
 
-    def __init__(self, head: bytes | memoryview, tail: bytes) -> None:
-        self.head = head
-        self.tail = tail
+    def __init__(self, rest: bytes | memoryview, large: bytes) -> None:
+        self.rest = rest
+        self.large = large
 
     def __len__(self) -> int:
-        return len(self.head) + len(self.tail)
+        return len(self.rest) + len(self.large)
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class Frame:
         flags: The flags of the header.
         id: The correlation id, which pairs a request with its answer; 0 for none.
         payload: MessagePack, not decoded yet. A memoryview is valid only until the next frame of
-            the same connection is read. A `Parted` has its large end apart.
+            the same connection is read. A `Parted` has its large `bytes` apart.
     """
 
     type: int

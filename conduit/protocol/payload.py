@@ -6,8 +6,8 @@ containers, because a megabyte of empty lists would otherwise make a hundred meg
 and extension types are refused, timestamps among them. Payloads up to 256 bytes cannot do harm and
 skip the walk.
 
-A large `bytes` at the end of a payload is not in it at all when it is decoded: it was read from the
-socket to its own place, and `Parted` has it beside the rest.
+Very large `bytes` are not in a payload at all when it is decoded: they were read from the socket to
+their own place, and a `Parted` has them beside the rest.
 
 Writing. A `Packer` that is kept costs half of `packb`. It must not be used from two threads, nor
 again from inside its own `default`, so there is one `Encoder` per event loop.
@@ -22,6 +22,8 @@ import enum
 import pathlib
 import uuid
 import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 from msgpack import Packer, Unpacker, unpackb
@@ -36,8 +38,8 @@ __all__ = [
     "decode",
     "deflate",
     "inflate",
+    "large_bytes",
     "plain",
-    "tail_at",
 ]
 
 LARGE: Final = 64 * 1024
@@ -51,24 +53,25 @@ _CONTAINERS: Final = 100_000
 
 
 PLACEHOLDER: Final = b"\xc7\x00\x00"
-"""Stands for the tail of a `Parted`: an extension without data, which no peer may send."""
+"""Stands for the large `bytes` of a `Parted`: an empty extension, which no peer may send."""
 
 
-def tail_at(start: bytes | memoryview, size: int) -> int:
-    """Return where the large `bytes` begins that ends a payload of `size` bytes.
+def large_bytes(start: bytes | memoryview, size: int, least: int) -> tuple[int, int]:
+    """Find the `bytes` that a large payload mostly is.
 
     Args:
         start: What is there of the payload so far.
         size: Bytes that it will have.
+        least: What the `bytes` must have.
 
     Returns:
-        0 when it does not end so, or when that cannot be told from what is there.
+        Where their content begins and ends; 0 and 0 when there are none, or when that cannot be
+        told from what is there. Whether the rest of the payload is right is for `decode` to find.
     """
-    begin = _last_of_few(start, size)
-    if begin > len(start) or size - begin < LARGE:
-        return 0
-    # Only four bytes say such a length, so the one before them is the token's first.
-    return begin if begin > 4 and start[begin - 5] == 0xC6 else 0
+    for first, begin, end, _ in islice(_tokens(start), _FEW_TOKENS):
+        if first == _BIN_32 and end - begin >= least:
+            return (begin, end) if begin <= len(start) and end <= size else (0, 0)
+    return 0, 0
 
 
 def decode(payload: bytes | memoryview | Parted) -> Any:
@@ -87,18 +90,19 @@ def decode(payload: bytes | memoryview | Parted) -> Any:
         size = len(payload)
         if size <= _UNCHECKED:  # and so no Parted; asking first would cost every small call
             return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)  # type: ignore[arg-type]
+        fill: Callable[[int, bytes], Any] = _refuse_extension
         if isinstance(payload, Parted):
-            # A peer's own extension would take the tail, so that nothing is left for its place.
-            tails = [payload.tail]
-            return unpackb(payload.head, max_ext_len=0, ext_hook=lambda code, data: tails.pop())
+            fill = _give_once(payload.large)
+            payload = payload.rest
+            size = len(payload)
         _check_lengths(payload, size)
         if size <= _BUDGETED:
-            return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
+            return unpackb(payload, max_ext_len=0, ext_hook=fill)
         budget = _Budget(max(_CONTAINERS, size * _CONTAINERS >> 20))
         return unpackb(
             payload,
             max_ext_len=0,
-            ext_hook=_refuse_extension,
+            ext_hook=fill,
             list_hook=budget.spend_list,
             object_hook=budget.spend_map,
         )
@@ -112,6 +116,19 @@ def decode(payload: bytes | memoryview | Parted) -> Any:
             f"a payload of {len(payload)} bytes is not MessagePack: {type(exc).__name__}: {exc}",
             close_code=CloseCode.BAD_PAYLOAD,
         ) from exc
+
+
+def _give_once(large: bytes) -> Callable[[int, bytes], Any]:
+    """Return what fills the place of large `bytes`.
+
+    An extension of the peer's own would take them, so that none are left, which is an error.
+    """
+    left = [large]
+
+    def give(code: int, data: bytes) -> bytes:
+        return left.pop()
+
+    return give
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
@@ -142,7 +159,7 @@ class _Budget:
 
 def _check_lengths(payload: bytes | memoryview, size: int) -> None:
     """Prove that every length inside the payload is true, without allocating what they claim."""
-    if size >= LARGE and _last_of_few(payload, size):
+    if size >= LARGE and _has_few_tokens(payload, size):
         return
     unpacker = Unpacker(max_buffer_size=size)
     unpacker.feed(payload)
@@ -157,6 +174,7 @@ def _check_lengths(payload: bytes | memoryview, size: int) -> None:
 # What follows the first byte of a token: (bytes of length field, bytes added to it, kind). Kinds:
 # 0 a scalar, 1 a list, 2 a map. From the MessagePack specification's table of formats.
 _SCALAR, _LIST, _MAP = 0, 1, 2
+_BIN_32: Final = 0xC6
 _TOKENS: Final[dict[int, tuple[int, int, int]]] = {
     **dict.fromkeys((192, 194, 195), (0, 0, _SCALAR)),
     **{0xC4 + power: (1 << power, 0, _SCALAR) for power in range(3)},  # bin 8, 16, 32
@@ -176,45 +194,48 @@ _TOKENS: Final[dict[int, tuple[int, int, int]]] = {
 }
 
 
-def _last_of_few(payload: bytes | memoryview, size: int) -> int:
-    """Return where the content of the last token begins, if a large payload is a handful of them.
-
-    Such a payload is mostly one `bytes` or `str`. Walking it here spares `skip()`, which would copy
-    all of it first.
-
-    Args:
-        payload: The payload, or the start of it.
-        size: Bytes that it has in whole.
+def _tokens(payload: bytes | memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """Walk through a payload, or the start of one, as far as it is there and means something.
 
     Returns:
-        0 when there are too many tokens, or one is not there, or a length is not true.
+        Of each token its first byte, where its content begins and ends if it is a scalar, and how
+        many values it holds if it is not.
     """
-    position, wanted, there = 0, 1, len(payload)
-    for _ in range(_FEW_TOKENS):
-        if position >= there:
-            return 0
+    position, there = 0, len(payload)
+    while position < there:
         first = payload[position]
-        position = begin = position + 1
+        position += 1
         if first & 0xF0 == 0x90:
-            wanted += (first & 0x0F) - 1
+            yield first, position, position, first & 0x0F
         elif first & 0xF0 == 0x80:
-            wanted += 2 * (first & 0x0F) - 1
+            yield first, position, position, 2 * (first & 0x0F)
         elif first in _TOKENS:
             width, extra, kind = _TOKENS[first]
             length = int.from_bytes(payload[position : position + width], "big")
-            position = begin = position + width
-            wanted -= 1
+            position += width
             if kind == _SCALAR:
+                yield first, position, position + length + extra, 0
                 position += length + extra
             else:
-                wanted += kind * length
+                yield first, position, position, kind * length
         else:
-            return 0
-        if position > size or wanted > size:
-            return 0
+            return
+
+
+def _has_few_tokens(payload: bytes | memoryview, size: int) -> bool:
+    """Whether a large payload is a handful of tokens, every length true.
+
+    Such a payload is mostly one `bytes` or `str`. Walking it here spares `skip()`, which would copy
+    all of it first.
+    """
+    wanted = 1
+    for _, _, end, holds in islice(_tokens(payload), _FEW_TOKENS):
+        wanted += holds - 1
+        if end > size or wanted > size:
+            return False
         if wanted == 0:
-            return begin if position == size else 0
-    return 0
+            return end == size
+    return False
 
 
 class Encoder:

@@ -176,7 +176,7 @@ class Calls:
         self._next_id = id + 2
         pending[id] = (future, deadline, method, seconds)
         if tail:
-            outlet.send_split(_REQUEST, id, prefix + packed, tail + suffix if suffix else tail)
+            outlet.send_split(_REQUEST, id, prefix + packed, tail, suffix)
         else:
             outlet.send(_REQUEST, id, prefix + packed + suffix)
         if deadline < self._sweep.at:

@@ -569,7 +569,7 @@ def test_a_read_that_was_under_way_for_nothing_changes_nothing(server: CNDT) -> 
     assert server.buffer_filled(0) == []
 
 
-# Large bytes at the end of a frame, which are read to where they are to stay
+# Large bytes, which are read to where they are to stay
 
 HUGE = Capabilities(frame_max=2 * APART)
 FILE = {"name": "a file", "data": pattern(APART)}
@@ -615,6 +615,22 @@ def test_large_bytes_at_the_end_arrive_at_any_cut(cuts: list[int], is_parted: bo
         assert [frame[5] for frame in frames_of(written(server))] == [ACK]
         server = server_in(State.OPEN, allocate=buffers, capabilities=HUGE)
     assert not (is_parted and buffers.sizes)
+
+
+@pytest.mark.parametrize("end", [0, 1, 2, 9, 10, 11])
+def test_large_bytes_arrive_with_something_behind_them(end: int) -> None:
+    """The deadline of a call comes last, as do parameters that are given last."""
+    value = ["put", [pattern(APART), "x"], {"ttl": 5000}]
+    data, behind = message(1, pack(value)), message(2, pack(["behind", None]))
+    ttl = len(pack(["x", {"ttl": 5000}])) - 1
+    assert ttl == 10
+    for cuts in ([1000, len(data) - ttl + 4 - end], [1000, -end - 1, -end], [-end - 2, -1]):
+        server = server_in(State.OPEN, capabilities=HUGE)
+        places = cut_at(*(cut % len(data) for cut in cuts))
+        events = feed(server, data + behind, places)
+        assert payloads_of(events) == [value, ["behind", None]]
+        assert server.session.received == 2
+        assert not server.eof()
 
 
 @pytest.mark.parametrize("size", [1500, 64 * KIB, MIB])
@@ -683,8 +699,18 @@ def test_a_frame_of_an_extension_with_large_bytes_is_ignored() -> None:
     assert [event.payload for event in events if isinstance(event, Frame)] == [b"next"]
 
 
+@pytest.mark.parametrize("behind", [b"\xc7\x00\x00", b"\xc1", b"", b"\xa5four", pack(1) + pack(2)])
+def test_what_is_wrong_behind_large_bytes_is_found(behind: bytes) -> None:
+    payload = b"\x93" + pack("put") + pack(pattern(APART)) + behind
+    server = server_in(State.OPEN, capabilities=HUGE)
+    events = feed(server, message(1, payload), cut_at(1000))
+    assert parted(events) == [True]
+    with pytest.raises(ProtocolError):
+        payloads_of(events)
+
+
 def test_what_only_seems_to_end_with_large_bytes_is_read_like_any_other() -> None:
-    for value in (pattern(APART).hex(), {"data": pattern(APART), "small": b"end"}):
+    for value in (pattern(APART).hex(), {"data": pattern(APART), "more": bytes(ENVELOPE)}):
         payload = pack(["put", value])
         for cut in (1000, -1):
             server = server_in(State.OPEN, capabilities=HUGE)
@@ -992,16 +1018,17 @@ def test_what_has_no_number_goes_first_and_close_goes_last(server: CNDT) -> None
     assert server.take() == []
 
 
-def test_a_large_end_is_written_without_a_copy(server: CNDT) -> None:
+@pytest.mark.parametrize("end", [b"", b"end"])
+def test_a_large_part_is_written_without_a_copy(server: CNDT, end: bytes) -> None:
     tail = bytes(LARGE)
-    server.send_split(word(RPC_RESPONSE, SEQUENCED), 1, b"head", tail)
+    server.send_split(word(RPC_RESPONSE, SEQUENCED), 1, b"head", tail, end)
     assert server.corked > 0
     chunks = server.take()
     assert any(chunk is tail for chunk in chunks)
     peer = client_in(State.OPEN)
     (event,) = feed(peer, b"".join(chunks), pieces_of(10_000))
     assert isinstance(event, Frame)
-    assert event.payload == b"head" + tail
+    assert event.payload == b"head" + tail + end
 
 
 def test_corked_counts_what_waits(server: CNDT) -> None:
