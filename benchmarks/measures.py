@@ -36,6 +36,17 @@ def percentile(ordered: list[float], per_mille: int) -> float:
     return ordered[len(ordered) * per_mille // 1000]
 
 
+def add_all_due(times: list[float], seconds: float) -> None:
+    """Add how long something took that is due every `PAUSE` seconds.
+
+    What was due meanwhile, and could not be tried, would have taken what was left then. Without it
+    a long stall would count once, and many short times for more than they are.
+    """
+    times.append(seconds)
+    while (seconds := seconds - PAUSE) > 0:
+        times.append(seconds)
+
+
 class Lag:
     """Looks again and again how late a timer of the running event loop fires."""
 
@@ -47,16 +58,12 @@ class Lag:
         while True:
             started = time.perf_counter()
             await asyncio.sleep(PAUSE)
-            late = time.perf_counter() - started - PAUSE
-            self._late.append(late)
-            # Timers that were due meanwhile would have been late as well, each a bit less.
-            while (late := late - PAUSE) > 0:
-                self._late.append(late)
+            add_all_due(self._late, max(0.0, time.perf_counter() - started - PAUSE))
 
     def end(self) -> Result:
         """Stop, and return in milliseconds how late timers were."""
         self._task.cancel()
-        late = sorted(max(0.0, seconds) * 1e3 for seconds in self._late) or [0.0]
+        late = sorted(seconds * 1e3 for seconds in self._late) or [0.0]
         return {"p99": percentile(late, 990), "max": late[-1]}
 
 
@@ -267,7 +274,7 @@ class Rare(Measure):
             started = time.perf_counter()
             answer = await call(done, 1)
             if times is not None:
-                times.append(time.perf_counter() - started)
+                add_all_due(times, time.perf_counter() - started)
             check(answer == done + 1)
             done += 1
         return done

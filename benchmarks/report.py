@@ -189,9 +189,13 @@ def aims(results: dict[str, Any]) -> str:
     for name, kib in (("conduit", 6.0), ("conduit-asyncio", 10.0)):
         if name in rates(results, "idle"):
             add("idle", rates(results, "idle")[name], kib, f"KiB, {name}", most=True)
-    for workload in WORKLOADS:
+    for workload, about in WORKLOADS.items():
         known = rates(results, workload)
-        if WORKLOADS[workload].unit == "calls/s" and {"conduit", "conduit-asyncio"} <= known.keys():
+        if (
+            about.part_of != "hurt"
+            and about.unit == "calls/s"
+            and {"conduit", "conduit-asyncio"} <= known.keys()
+        ):
             share = known["conduit-asyncio"] / known["conduit"]
             add(workload, share, 0.7, "x conduit on uvloop, stock asyncio")
     return "\n".join(found)

@@ -79,7 +79,7 @@ def size_label(size: int) -> str:
     return f"{size} B"
 
 
-ALONE = Point("alone", "nothing", beside=True, warm_up=False)
+ALONE = Point("alone", "nothing", beside=True, warm_up=False, rounds=3)
 
 # Streams join the table as soon as there are streams: 100,000 small items from one call.
 WORKLOADS = {
@@ -147,9 +147,9 @@ WORKLOADS = {
         "a caller now and then, while others have a call in flight on each of 500 connections",
         (
             ALONE,
-            Point("500 connections", connections=500, beside=True),
-            Point("500 connections x 8 calls", connections=500, callers=8, beside=True),
-            Point("1 connection x 4,000 calls", callers=4000, beside=True),
+            Point("500 connections", connections=500, beside=True, rounds=3),
+            Point("500 connections x 8 calls", connections=500, callers=8, beside=True, rounds=3),
+            Point("1 connection x 4,000 calls", callers=4000, beside=True, rounds=3),
         ),
         only=("F1", "conduit", "conduit-asyncio", "picows", "websockets"),
         part_of="hurt",
@@ -157,7 +157,7 @@ WORKLOADS = {
     ),
     "beside-large": Workload(
         "a caller now and then, while another sends 64 MiB and gets them back, again and again",
-        (ALONE, Point("beside 64 MiB", "echo", size=64 * MIB - 64, beside=True)),
+        (ALONE, Point("beside 64 MiB", "echo", size=64 * MIB - 64, beside=True, rounds=3)),
         only=("conduit", "conduit-asyncio", "picows", "websockets"),
         part_of="hurt",
         seconds=2.0,
@@ -165,7 +165,7 @@ WORKLOADS = {
     ),
     "logins": Workload(
         "a caller now and then, while others log in and derive their keys by 600,000 iterations",
-        (ALONE, Point("beside logins", "connect", cold=True, beside=True)),
+        (ALONE, Point("beside logins", "connect", cold=True, beside=True, rounds=3)),
         only=("conduit", "conduit-asyncio"),
         part_of="hurt",
         seconds=2.0,
