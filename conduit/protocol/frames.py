@@ -112,7 +112,9 @@ class Parted:
         self.large = large
 
     def __len__(self) -> int:
-        return len(self.rest) + len(self.large)
+        # As long as it came, which credit is counted by: five bytes said the length of `large`, and
+        # three hold its place.
+        return len(self.rest) + len(self.large) + 2
 
 
 @dataclass(slots=True)

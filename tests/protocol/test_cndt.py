@@ -580,6 +580,10 @@ def payloads_of(events: list[Event]) -> list[Any]:
     return [decode(event.payload) for event in events if isinstance(event, Frame)]
 
 
+def lengths_of(events: list[Event]) -> list[int]:
+    return [len(event.payload) for event in events if isinstance(event, Frame)]
+
+
 def parted(events: list[Event]) -> list[bool]:
     return [isinstance(event.payload, Parted) for event in events if isinstance(event, Frame)]
 
@@ -608,6 +612,7 @@ def test_large_bytes_at_the_end_arrive_at_any_cut(cuts: list[int], is_parted: bo
     for places in (cuts, [*cuts, len(data)]):
         events = feed(server, data + behind, cut_at(*(cut % len(data) for cut in places)))
         assert payloads_of(events) == [["put", FILE], ["behind", None]]
+        assert lengths_of(events) == [len(data) - 32, len(behind) - 32], "as credit counts them"
         assert parted(events) == [is_parted, False]
         assert server.buffer() is None
         assert not server.eof()
@@ -629,6 +634,7 @@ def test_large_bytes_arrive_with_something_behind_them(end: int) -> None:
         places = cut_at(*(cut % len(data) for cut in cuts))
         events = feed(server, data + behind, places)
         assert payloads_of(events) == [value, ["behind", None]]
+        assert lengths_of(events) == [len(data) - 32, len(behind) - 32]
         assert server.session.received == 2
         assert not server.eof()
 
