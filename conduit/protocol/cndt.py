@@ -58,7 +58,6 @@ from .frames import (
     REPLY,
     SEQUENCED,
     CloseCode,
-    Frame,
     FrameType,
     NotConduit,
     OtherVersion,
@@ -102,13 +101,16 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-_EMPTY: Final = (
-    FrameType.ACK,
-    FrameType.HEARTBEAT_PING,
-    FrameType.HEARTBEAT_PONG,
-    FrameType.STREAM_END,
+_EMPTY: Final = frozenset(
+    int(type)
+    for type in (
+        FrameType.ACK,
+        FrameType.HEARTBEAT_PING,
+        FrameType.HEARTBEAT_PONG,
+        FrameType.STREAM_END,
+    )
 )
-_LOGIN: Final = tuple(type for type in FrameType if type.name.startswith("AUTH_"))
+_LOGIN: Final = frozenset(int(type) for type in FrameType if type.name.startswith("AUTH_"))
 _ENDS: Final = (FrameType.AUTH_FAILURE, FrameType.CLOSE)
 
 ACCEPTS: Final[dict[State, tuple[FrameType, ...]]] = {
@@ -124,10 +126,31 @@ ACCEPTS: Final[dict[State, tuple[FrameType, ...]]] = {
 """State -> the frame types that the peer may send in it."""
 
 
-def _words(types: tuple[FrameType, ...]) -> dict[int, int]:
-    """Return word -> type for what is sequenced, and word -> minus type for what is not."""
+# Names for the hot path: looking a member up in its enum costs more than the comparison.
+_CLOSED: Final = State.CLOSED
+_MESSAGE: Final = int(FrameType.MESSAGE)
+_RPC_ERROR: Final = int(FrameType.RPC_ERROR)
+_RPC_REQUEST: Final = int(FrameType.RPC_REQUEST)
+
+_Kind = tuple[int, int, bool, bool, bool, bool]
+"""What a word says: type, flags, and whether the frame is sequenced, whether it opens a call or a
+request, whether it needs the checks of the rarer frames, and whether it is compressed."""
+
+
+def _kind(type: int, flags: int) -> _Kind:
+    sequenced = bool(flags & SEQUENCED)
+    opens = type == _RPC_REQUEST or (type == _MESSAGE and sequenced and not flags & REPLY)
+    rare = type > _RPC_ERROR or (type > 0 and not sequenced)
+    return type, flags, sequenced, opens, rare, bool(flags & COMPRESSED)
+
+
+_IGNORED: Final = _kind(0, 0)
+
+
+def _words(types: tuple[FrameType, ...]) -> dict[int, _Kind]:
+    """Return what each accepted word says."""
     return {
-        word(type, flags): int(type) if flags & SEQUENCED else -type
+        word(type, flags): _kind(int(type), flags)
         for type in types
         for flags in ACCEPTED_FLAGS[type]
     }
@@ -135,11 +158,8 @@ def _words(types: tuple[FrameType, ...]) -> dict[int, int]:
 
 _WORDS: Final = {state: _words(types) for state, types in ACCEPTS.items()}
 
-# Names for the hot path: looking a member up in its enum costs more than the comparison.
-_CLOSED: Final = State.CLOSED
-_MESSAGE: Final = int(FrameType.MESSAGE)
-_RPC_ERROR: Final = int(FrameType.RPC_ERROR)
-_RPC_REQUEST: Final = int(FrameType.RPC_REQUEST)
+
+_unpack: Final = HEADER.unpack_from
 
 
 class CNDT(FrameWriter):
@@ -202,7 +222,7 @@ class CNDT(FrameWriter):
         self._last_id = 0
         self._wants_id = 0
         self._login: ServerLogin | ClientLogin | None = None
-        self._accepts: dict[int, int] = {}
+        self._accepts: dict[int, _Kind] = {}
         self._ends_in = 0
         self.ack_due = False
         self.max_payload = LOGIN_BYTES
@@ -325,58 +345,52 @@ class CNDT(FrameWriter):
     def _parse(  # noqa: C901  # the hot loop: a call per frame would cost as much as the frame
         self, data: bytes | memoryview, events: list[Event]
     ) -> None:
-        session, accepts, unpack = self.session, self._accepts, HEADER.unpack_from
+        session, limit = self.session, self.max_payload
         received = before = session.received
-        last_id, wants_id, limit = self._last_id, self._wants_id, self.max_payload
-        start, end = 0, len(data)
+        last_id, wants_id = self._last_id, self._wants_id
+        start, end, known = 0, len(data), -1
+        type, flags, sequenced, opens, checked, compressed = _IGNORED
         try:
             while end - start >= HEADER_SIZE:
-                first, size, id, _, number = unpack(data, start)
-                type = accepts.get(first)
-                if type is None:
-                    first = tolerate(
-                        first, accepts, self._expected(), login=self._login is not None
-                    )
-                    type = accepts.get(first, 0)
+                first, size, id, _, number = _unpack(data, start)
+                if first != known:  # mostly the word of the frame before
+                    kind = self._accepts.get(first) or self._tolerated(first)
+                    type, flags, sequenced, opens, checked, compressed = kind
+                    known = first
                 if size > limit:
-                    raise ProtocolError(
-                        f"a payload of {size} bytes exceeds the limit of {self._limit_text()}",
-                        close_code=CloseCode.TOO_BIG,
-                    )
-                opens = False
-                if type > 0:
+                    raise self._too_big(size)
+                if sequenced:
                     if number != received + 1 & 0xFFFFFFFF:
                         raise ProtocolError(f"frame {number} came where {received + 1} was due")
-                    if type == _RPC_REQUEST or (type == _MESSAGE and id and not first & REPLY):
-                        opens = True
-                        if id <= last_id or id & 1 != wants_id:
+                    if opens:
+                        if (id <= last_id or id & 1 != wants_id) and (id or type == _RPC_REQUEST):
                             raise ProtocolError(f"correlation id {id} after {last_id}")
-                    elif type > _RPC_ERROR:
-                        _check(type, id, size)
                 elif number:
                     raise ProtocolError(f"reserved field {number} on a frame without a number")
-                elif type:
-                    _check(-type, id, size)
-                begin = start + HEADER_SIZE
-                stop = begin + size
+                if checked:
+                    _check(type, id, size)
+                start += HEADER_SIZE
+                stop = start + size
                 if stop > end:
+                    start -= HEADER_SIZE
                     self._wait_for(data, start, HEADER_SIZE + size)
                     break
-                payload = data[begin:stop]
+                payload = data[start:stop]
                 start = stop
-                if type > 0:
-                    if first & COMPRESSED:
+                if sequenced or type == _MESSAGE:
+                    if compressed:
                         payload = self._inflate(payload)
-                    received += 1
-                    if opens:
-                        last_id = id
-                    events.append(Frame(type, first & 0xFFFF, id, payload))
+                    if sequenced:
+                        received += 1
+                        if opens and id:
+                            last_id = id
+                    events.append((type, flags, id, payload))
                 elif type:
                     session.received = received
-                    self._unsequenced(-type, first & 0xFFFF, id, payload, events)
+                    self._unsequenced(type, flags, id, payload, events)
                     if self.state is _CLOSED:
                         return
-                    session, accepts, limit = self.session, self._accepts, self.max_payload
+                    session, limit, known = self.session, self.max_payload, -1
             else:
                 if start < end:
                     self._partial = bytes(data[start:])
@@ -392,6 +406,18 @@ class CNDT(FrameWriter):
                 self.acknowledge()
             else:
                 self.ack_due = True
+
+    def _tolerated(self, first: int) -> _Kind:
+        """Return what a word says that is not accepted as it stands; see `tolerate`."""
+        accepts = self._accepts
+        accepted = tolerate(first, accepts, self._expected(), login=self._login is not None)
+        return accepts.get(accepted, _IGNORED)
+
+    def _too_big(self, size: int) -> ProtocolError:
+        return ProtocolError(
+            f"a payload of {size} bytes exceeds the limit of {self._limit_text()}",
+            close_code=CloseCode.TOO_BIG,
+        )
 
     def _wait_for(self, data: bytes | memoryview, start: int, size: int) -> None:
         """Keep the first part of a frame of `size` bytes."""
@@ -443,9 +469,9 @@ class CNDT(FrameWriter):
         large = apart.getvalue()
         self._heard_bytes += len(large)
         events = self.receive(frame)
-        for event in events:
-            assert isinstance(event, Frame)
-            event.payload = Parted(frame[HEADER_SIZE:], large)
+        for at, event in enumerate(events):
+            assert isinstance(event, tuple)
+            events[at] = (*event[:3], Parted(frame[HEADER_SIZE:], large))
         return events + self.receive(data[missing:])
 
     def _unsequenced(
@@ -456,10 +482,6 @@ class CNDT(FrameWriter):
             self.session.acknowledge(id)
             if self.session.outbox_bytes != before:
                 events.append(Acknowledged())
-        elif type == _MESSAGE:
-            if flags & COMPRESSED:
-                payload = self._inflate(payload)
-            events.append(Frame(type, flags, id, payload))
         elif type == FrameType.HEARTBEAT_PING:
             self._count_ping()
             if self.session.received != self.session.reported:
@@ -471,7 +493,7 @@ class CNDT(FrameWriter):
             events.append(_read_close(payload))
             self._enter(State.CLOSED)
         elif type == FrameType.GOAWAY:
-            events.append(Frame(type, flags, id, payload))
+            events.append((type, flags, id, payload))
         else:
             self._login_step(type, bytes(payload), events)
 
@@ -597,15 +619,18 @@ class _Rate:
 
 
 def _check(type: int, id: int, size: int) -> None:
-    """Check what only the rarer frames can break."""
-    if type in _EMPTY and size:
-        raise ProtocolError(f"{type_name(type)} with {size} bytes of payload")
-    if type == FrameType.CANCEL and not id:
+    """Check what only broadcasts and the rarer frames can break."""
+    if type == _MESSAGE:
+        if id:
+            raise ProtocolError(f"correlation id {id} on a message without a number")
+    elif type in _EMPTY:
+        if size:
+            raise ProtocolError(f"{type_name(type)} with {size} bytes of payload")
+    elif type in _LOGIN:
+        if id != 1:
+            raise ProtocolError(f"correlation id {id} on {type_name(type)}")
+    elif type == FrameType.CANCEL and not id:
         raise ProtocolError("CANCEL without a correlation id")
-    if type == FrameType.MESSAGE and id:
-        raise ProtocolError(f"correlation id {id} on a message without a number")
-    if type in _LOGIN and id != 1:
-        raise ProtocolError(f"correlation id {id} on {type_name(type)}")
 
 
 def _read_close(payload: bytes | memoryview) -> Closed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Container
-from dataclasses import dataclass
 from typing import Final
 
 from ..exceptions import ProtocolError
@@ -32,6 +31,7 @@ __all__ = [
     "NotConduit",
     "OtherVersion",
     "Parted",
+    "Payload",
     "not_conduit",
     "tolerate",
     "type_name",
@@ -117,23 +117,16 @@ class Parted:
         return len(self.rest) + len(self.large) + 2
 
 
-@dataclass(slots=True)
-class Frame:
-    """A frame that was received.
+Payload = bytes | memoryview | Parted
+"""MessagePack, not decoded yet."""
 
-    Attributes:
-        type: A `FrameType` value, as a plain int.
-        flags: The flags of the header.
-        id: The correlation id, which pairs a request with its answer; 0 for none.
-        payload: MessagePack, not decoded yet. A memoryview is valid only until the next frame of
-            the same connection is read. A `Parted` has its large `bytes` apart.
-    """
+Frame = tuple[int, int, int, Payload]
+"""A frame that was received: type, flags, correlation id (0 for none), payload.
 
-    type: int
-    flags: int
-    id: int
-    payload: bytes | memoryview | Parted
-
+A plain tuple, because an object with names takes four times as long to make, which is a twentieth
+of a call. The payload is MessagePack, not decoded yet; a memoryview is valid only until the next
+frame of the same connection is read, and a `Parted` has its large `bytes` apart.
+"""
 
 ACCEPTED_FLAGS: Final[dict[int, tuple[int, ...]]] = {
     FrameType.MESSAGE: (

@@ -29,7 +29,7 @@ from typing import Any, Final
 from msgpack import Packer, Unpacker, unpackb
 
 from ..exceptions import InvalidParams, PayloadTooLarge, ProtocolError
-from .frames import CloseCode, Parted
+from .frames import CloseCode, Parted, Payload
 
 __all__ = [
     "LARGE",
@@ -74,7 +74,7 @@ def large_bytes(start: bytes | memoryview, size: int, least: int) -> tuple[int, 
     return 0, 0
 
 
-def decode(payload: bytes | memoryview | Parted) -> Any:
+def decode(payload: Payload) -> Any:
     """Decode one payload.
 
     Args:

@@ -52,11 +52,10 @@ class Session:
         self.outbox_bytes = 0
         self._outbox: list[tuple[int, int, Sequence[bytes]]] = []
 
-    def keep(self, chunks: Sequence[bytes]) -> None:
-        """Keep what is about to be written, which ends with the frame numbered `sent`."""
-        size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
-        self._flushed = self.sent
-        self._outbox.append((self.sent, size, chunks))
+    def keep(self, chunks: Sequence[bytes], size: int) -> None:
+        """Keep what is about to be written: `size` bytes, up to the frame numbered `sent`."""
+        self._flushed = sent = self.sent
+        self._outbox.append((sent, size, chunks))
         self.outbox_bytes += size
 
     def drop(self) -> None:

@@ -9,10 +9,14 @@ from .frames import COMPRESSED, HEADER
 from .payload import deflate
 from .session import Session
 
-__all__ = ["COMPRESS_MOST", "FrameWriter"]
+__all__ = ["COMPRESS_MOST", "LARGE_FRAME", "FrameWriter"]
 
 COMPRESS_LEAST: Final = 1024
 COMPRESS_MOST: Final = 1024 * 1024
+LARGE_FRAME: Final = 16 * 1024
+"""Bytes of a payload that is worth a write of its own, so that what is queued stays small."""
+
+_pack: Final = HEADER.pack
 
 
 class FrameWriter:
@@ -23,8 +27,12 @@ class FrameWriter:
 
     Attributes:
         session: Numbers the frames, and keeps them until they are acknowledged.
+        due: Queued sequenced frames from which `on_due` is called for each; 0 to write the next one
+            at once, as it is before a large one.
+        on_due: Called when a write is due.
         compresses: Whether payloads are compressed when that makes them smaller.
         holds: Whether sequenced frames are kept back, because the login is not done.
+        urgent: Frames that are written ahead of those that are sequenced.
         farewell: A frame that goes out behind all others, and nothing after it.
         ended: Whether the farewell has gone out.
     """
@@ -34,20 +42,24 @@ class FrameWriter:
         "_out",
         "_sealed",
         "_stamp",
-        "_urgent",
         "compresses",
+        "due",
         "ended",
         "farewell",
         "holds",
+        "on_due",
         "session",
+        "urgent",
     )
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._stamp = 0
-        self._urgent: list[bytes] = []
+        self.urgent: list[bytes] = []
         self._sealed: list[bytes] = []
         self._out: list[bytes] = []
+        self.due = 1
+        self.on_due: Callable[[], None] = lambda: None
         self.compresses = False
         self.farewell = b""
         self.ended = False
@@ -57,26 +69,37 @@ class FrameWriter:
     @property
     def corked(self) -> int:
         """Frames that wait for `take`."""
-        return len(self._out) + len(self._urgent) + len(self._sealed) + bool(self.farewell)
+        return len(self._out) + len(self.urgent) + len(self._sealed) + bool(self.farewell)
 
-    def send(self, word: int, id: int, payload: bytes) -> int:
-        """Queue a sequenced frame and return how many are queued.
+    def send(self, word: int, id: int, payload: bytes) -> None:
+        """Queue a sequenced frame; `on_due` hears when it is time to write.
 
         Args:
             word: Type and flags, from `frames.word`; the flags contain SEQUENCED.
             id: The correlation id.
             payload: MessagePack.
         """
-        if self.compresses and COMPRESS_LEAST <= len(payload) <= COMPRESS_MOST:
-            smaller = deflate(payload)
-            if len(smaller) < len(payload):
-                word, payload = word | COMPRESSED, smaller
+        size = len(payload)
+        if size >= COMPRESS_LEAST:
+            word, payload = self._prepare(word, payload)
+            size = len(payload)
         session, out = self.session, self._out
         session.sent = number = session.sent + 1
         if not out:
             self._stamp = self._clock()
-        out.append(HEADER.pack(word, len(payload), id, self._stamp, number & 0xFFFFFFFF) + payload)
-        return len(out)
+        out.append(_pack(word, size, id, self._stamp, number & 0xFFFFFFFF) + payload)
+        if len(out) >= self.due:
+            self.on_due()
+
+    def _prepare(self, word: int, payload: bytes) -> tuple[int, bytes]:
+        """Compress a payload if that helps, and have a large one written at once."""
+        if self.compresses and len(payload) <= COMPRESS_MOST:
+            smaller = deflate(payload)
+            if len(smaller) < len(payload):
+                word, payload = word | COMPRESSED, smaller
+        if len(payload) >= LARGE_FRAME:
+            self.due = 0
+        return word, payload
 
     def send_split(self, word: int, id: int, head: bytes, large: bytes, end: bytes = b"") -> None:
         """Queue a sequenced frame whose payload is these three; the large one is not copied."""
@@ -96,7 +119,7 @@ class FrameWriter:
 
     def push(self, frame: bytes) -> None:
         """Queue an encoded frame that is not sequenced, ahead of those that are."""
-        self._urgent.append(frame)
+        self.urgent.append(frame)
 
     def take(self) -> list[bytes]:
         """Return what is to be written now, in order; its sequenced part enters the outbox.
@@ -106,18 +129,23 @@ class FrameWriter:
         chunks: list[bytes] = []
         if self.ended:
             self.drop()
-            self._urgent.clear()
+            self.urgent.clear()
             return chunks
-        if (self._out or self._sealed) and not self.holds:
-            if self._sealed:
-                chunks, self._sealed = self._sealed, chunks
-            if self._out:
-                chunks.append(b"".join(self._out))
-                self._out.clear()
-            self.session.keep(chunks)
-        if self._urgent:
-            chunks = [b"".join(self._urgent), *chunks]
-            self._urgent.clear()
+        out = self._out
+        if self._sealed and not self.holds:
+            chunks, self._sealed = self._sealed, chunks
+            if out:
+                chunks.append(b"".join(out))
+                out.clear()
+            self.session.keep(chunks, sum(map(len, chunks)))
+        elif out and not self.holds:
+            data = b"".join(out)
+            chunks.append(data)
+            out.clear()
+            self.session.keep(chunks, len(data))
+        if self.urgent:
+            chunks = [b"".join(self.urgent), *chunks]
+            self.urgent.clear()
         if self.farewell:
             chunks = [*chunks, self.farewell]
             self.farewell = b""

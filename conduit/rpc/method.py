@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -106,6 +107,7 @@ class Method:
         self._model_adapter = None if self._model is None else _adapter(name, hints[self._model])
         self._adapter: TypeAdapter[Any] = _parameters_adapter(name, parameters, hints, extra)
         self._validate = _arguments_validator(self._adapter)
+        self._pick = _fields_validator(self._adapter, parameters)
         plain = self._model is None and extra == "forbid" and not injected
         self.start: Callable[[Any, Any], Any] = (
             self._plain_start() if plain and self.kind != "thread" else self._start
@@ -158,7 +160,20 @@ class Method:
                 raise _invalid_params(name, exc) from None
             return function(*args, **kwargs)
 
-        return start
+        if self._pick is None:
+            return start
+        pick, validate_fields, count = self._pick
+
+        def start_by_name(data: Any, connection: Any) -> Any:
+            if type(data) is not dict or len(data) != count:
+                return start(data, connection)
+            try:
+                args = validate_fields(pick(data))
+            except (KeyError, ValidationError):
+                return start(data, connection)  # which says what is wrong
+            return function(*args)
+
+        return start_by_name
 
     @property
     def signature(self) -> str:
@@ -221,11 +236,30 @@ class MessageHandler:
         annotation = hints.get(self._message, Any)
         self._validate: Callable[[Any], Any] | None = None
         if annotation is not Any:
-            self._validate = _adapter(name, annotation).validate_python
+            self._validate = _adapter(name, annotation).validator.validate_python
         self.finish = _finisher(_returns_adapter(name, hints), hints.get("return", Any))
+        alone = self._by_position == [self._message] and not self._by_name
+        self.start: Callable[[Any, Any], Any] = (
+            self._plain_start() if alone and self.kind != "thread" else self._start
+        )
+        """Validates the message and calls the function; see `Method`."""
 
-    def start(self, data: Any, connection: Any) -> Any:
-        """Validate the message and call the function; see `Method`."""
+    def _plain_start(self) -> Callable[[Any, Any], Any]:
+        """Return `start` for a handler that takes nothing but the message, as on most clients."""
+        validate, function = self._validate, self.function
+        if validate is None:
+            return lambda data, connection: function(data)
+
+        def start(data: Any, connection: Any) -> Any:
+            try:
+                data = validate(data)
+            except ValidationError as exc:
+                raise _invalid_params(self.name, exc) from None
+            return function(data)
+
+        return start
+
+    def _start(self, data: Any, connection: Any) -> Any:
         if self._validate is not None:
             try:
                 data = self._validate(data)
@@ -315,14 +349,42 @@ def _parameters_adapter(
 
 def _arguments_validator(adapter: TypeAdapter[Any]) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
     """Return the part of an adapter that makes arguments, without calling the function."""
+    schema, wrap = _arguments_schema(adapter)
+    return SchemaValidator(wrap(schema)).validate_python
+
+
+def _arguments_schema(adapter: TypeAdapter[Any]) -> tuple[Any, Callable[[Any], Any]]:
+    """Return the schema of the arguments, and what adds to a schema the definitions it uses."""
     schema: Any = adapter.core_schema
-    definitions = None
-    if schema["type"] == "definitions":
-        definitions, schema = schema["definitions"], schema["schema"]
-    arguments = schema["arguments_schema"]
-    if definitions is not None:
-        arguments = core_schema.definitions_schema(arguments, definitions)
-    return SchemaValidator(arguments).validate_python
+    if schema["type"] != "definitions":
+        return schema["arguments_schema"], lambda one: one
+    definitions = schema["definitions"]
+    return (
+        schema["schema"]["arguments_schema"],
+        lambda one: core_schema.definitions_schema(one, definitions),
+    )
+
+
+_Pick = tuple[Callable[[dict[str, Any]], Any], Callable[[Any], tuple[Any, ...]], int]
+"""Takes the values out of the parameters, in order; validates them; and their number."""
+
+
+def _fields_validator(
+    adapter: TypeAdapter[Any], parameters: list[inspect.Parameter]
+) -> _Pick | None:
+    """Return a shorter way for calls that name every parameter, which most do.
+
+    The same validators, applied to a tuple. Positional arguments are faster to make and to pass
+    than keywords: 160 ns of the 2.4 us that a call takes its server (CPython 3.11).
+    """
+    schema, wrap = _arguments_schema(adapter)
+    fields = schema["arguments_schema"]
+    either_way = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    if len(fields) < 2 or not either_way or any("alias" in field for field in fields):
+        return None
+    names = [field["name"] for field in fields]
+    validator = SchemaValidator(wrap(core_schema.tuple_schema([f["schema"] for f in fields])))
+    return operator.itemgetter(*names), validator.validate_python, len(names)
 
 
 def _returns_adapter(name: str, hints: Mapping[str, Any]) -> TypeAdapter[Any] | None:

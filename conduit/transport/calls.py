@@ -27,7 +27,7 @@ from ..exceptions import (
     Unavailable,
 )
 from ..protocol.events import Capabilities
-from ..protocol.frames import SEQUENCED, CloseCode, Frame, FrameType, word
+from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, Encoder, decode
 from .line import Line
 from .loop import Sweep
@@ -50,7 +50,6 @@ HANDLING: ContextVar[object] = ContextVar("conduit_handling", default=None)
 """Set while a handler runs: whoever serves a call must not wait in line for a call of its own."""
 
 _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
-_MESSAGE: Final = int(FrameType.MESSAGE)
 _CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
 _NEVER: Final = math.inf
 LEAST_SHARE: Final = 8
@@ -160,16 +159,17 @@ class Calls:
         deadline = _NEVER if seconds is None else loop.time() + seconds
         if type(args) is not dict:
             args = _plain(args)
-        packed, tail = self._split(args) if method in self._large else (b"", b"")
-        if not tail:
+        tail = b""
+        if self._large and method in self._large:
+            packed, tail = self._split(args)
+        else:
             packed = self._encoder.pack(args)
             if len(packed) >= LARGE:
                 self._large.add(method)
-        size = len(packed) + len(tail)
-        if size > self._value_max:
-            raise too_large("the arguments", size, self._value_max)
+        if len(packed) + len(tail) > self._value_max:
+            raise too_large("the arguments", len(packed) + len(tail), self._value_max)
         outlet, pending = self._outlet, self._pending
-        if len(pending) >= self._limit or self._line.waiters or outlet.blocked or outlet.closed:
+        if len(pending) >= self._limit or self._line.waiters or outlet.blocked:
             await self._turn(method, deadline, seconds)
         future: asyncio.Future[list[Any]] = loop.create_future()
         id = self._next_id
@@ -177,8 +177,10 @@ class Calls:
         pending[id] = (future, deadline, method, seconds)
         if tail:
             outlet.send_split(_REQUEST, id, prefix + packed, tail, suffix)
+        elif suffix:
+            outlet.protocol.send(_REQUEST, id, prefix + packed + suffix)
         else:
-            outlet.send(_REQUEST, id, prefix + packed + suffix)
+            outlet.protocol.send(_REQUEST, id, prefix + packed)
         if deadline < self._sweep.at:
             self._sweep.arm(deadline)
         if self._line.waiters:
@@ -191,7 +193,7 @@ class Calls:
         return body if whole else body[0]
 
     def _split(self, args: Any) -> tuple[bytes, bytes]:
-        return self._encoder.split(args) or (b"", b"")
+        return self._encoder.split(args) or (self._encoder.pack(args), b"")
 
     async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
         """Wait for the answer to a message that was sent with an id from `take_id`."""
@@ -282,54 +284,60 @@ class Calls:
         if self._line.waiters:
             self._move()
 
-    def answered(self, frame: Frame) -> bool:
-        """Take RPC_RESPONSE, or a reply to a message; True when somebody waited for it."""
-        failure: RPCError | None = None
-        body: Any = None
+    def answered(self, id: int, payload: Payload) -> bool:
+        """Take RPC_RESPONSE; True when somebody waited for it."""
         try:
-            body = decode(frame.payload)
+            body = decode(payload)
         except RPCError as exc:
-            failure = exc
-        else:
-            if frame.type == _MESSAGE:
-                body = body[1:] if type(body) is list and len(body) == 2 else None
-            if type(body) is not list or not 1 <= len(body) <= 2:
-                raise ProtocolError(
-                    f"{FrameType(frame.type).name} must carry [result] or [result, headers]",
-                    close_code=CloseCode.BAD_PAYLOAD,
-                )
-        table = self._replies if frame.type == _MESSAGE else self._pending
-        entry = table.pop(frame.id, None)
+            return self._fail(id, exc)
+        if type(body) is not list or not body or len(body) > 2:
+            raise _bad_body("RPC_RESPONSE must carry [result] or [result, headers]")
+        entry = self._pending.pop(id, None)
         if self._line.waiters:
             self._move()
+        if entry is not None:
+            future = entry[0]
+            if not future.done():
+                future.set_result(body)
+                return True
+        self.late += 1
+        return False
+
+    def replied(self, id: int, payload: Payload) -> bool:
+        """Take the reply to a message; True when somebody waited for it."""
+        try:
+            body = decode(payload)
+        except RPCError as exc:
+            return self._fail(id, exc)
+        if type(body) is not list or len(body) != 2:
+            raise _bad_body("a reply must carry [name, result]")
+        entry = self._replies.pop(id, None)
         if entry is None or entry[0].done():
             self.late += 1
             return False
-        if failure is None:
-            entry[0].set_result(body)
-        else:
-            entry[0].set_exception(failure)
+        entry[0].set_result(body[1:])
         return True
 
-    def refused(self, frame: Frame) -> bool:
+    def refused(self, id: int, payload: Payload) -> bool:
         """Take RPC_ERROR; True when somebody waited for it."""
-        body = decode(frame.payload)
+        body = decode(payload)
         if (
             type(body) is not list
             or len(body) != 3
             or not (isinstance(body[0], str) and isinstance(body[1], str))
             or not isinstance(body[2], dict)
         ):
-            raise ProtocolError(
-                "RPC_ERROR must carry [code, message, details]", close_code=CloseCode.BAD_PAYLOAD
-            )
-        entry = self._pending.pop(frame.id, None) or self._replies.pop(frame.id, None)
+            raise _bad_body("RPC_ERROR must carry [code, message, details]")
+        return self._fail(id, RPCError.from_wire(*body))
+
+    def _fail(self, id: int, error: RPCError) -> bool:
+        entry = self._pending.pop(id, None) or self._replies.pop(id, None)
         if self._line.waiters:
             self._move()
         if entry is None or entry[0].done():
             self.late += 1
             return False
-        entry[0].set_exception(RPCError.from_wire(*body))
+        entry[0].set_exception(error)
         return True
 
     def expire(self, now: float) -> float:
@@ -352,7 +360,7 @@ class Calls:
         entry = table.get(id)
         if entry is not None and self._outlet.closed is None:
             table[id] = (entry[0], math.inf, entry[2], entry[3])
-            self._outlet.send(_CANCEL, id, self._encoder.pack([reason]))
+            self._outlet.protocol.send(_CANCEL, id, self._encoder.pack([reason]))
 
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
@@ -384,6 +392,10 @@ def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:
         f"args must be a mapping, a list, a tuple or a model, not {type(args).__name__}; "
         "data(a=1) makes one"
     )
+
+
+def _bad_body(text: str) -> ProtocolError:
+    return ProtocolError(text, close_code=CloseCode.BAD_PAYLOAD)
 
 
 def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:

@@ -29,7 +29,7 @@ from ..protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from ..protocol.frames import REPLY, CloseCode, Frame, FrameType
+from ..protocol.frames import REPLY, CloseCode, FrameType, Payload
 from ..protocol.session import Session
 from ..rpc.caller import Caller, convert
 from .calls import DEFAULT, HANDLING, Calls, Default, closed_again
@@ -495,7 +495,7 @@ class Connection:
         events = self._protocol.buffer_filled(count)
         if events:
             self._handle(events)
-            payload = getattr(events[0], "payload", None)
+            payload = events[0][3] if type(events[0]) is tuple else None
             if isinstance(payload, memoryview) and isinstance(payload.obj, bytearray):
                 self._shared.recycle(memoryview(payload.obj))
         if self._protocol.ack_due and not self._acknowledging:
@@ -523,15 +523,16 @@ class Connection:
 
     def _handle(self, events: list[Event]) -> None:
         outlet, calls, serving = self._outlet, self._calls, self._serving
-        flushes, outlet.corked, resolved, entered = not outlet.corked, True, False, False
+        flushes, resolved, entered = outlet.cork(), False, False
         try:
             for event in events:
-                if type(event) is not Frame:
+                if type(event) is not tuple:
                     self._happened(event)
                     continue
-                kind = event.type
+                kind, flags, id, payload = event
                 if kind == _RESPONSE:
-                    resolved |= calls.answered(event)
+                    if calls.answered(id, payload):
+                        resolved = True
                     continue
                 if self._error is not None:
                     break  # closed by a handler of this batch: nobody would get the answers
@@ -540,36 +541,47 @@ class Connection:
                     if HANDLING.get() is not self:
                         HANDLING.set(self)  # for good: only handlers start in the link's context
                 if kind == _REQUEST:
-                    serving.request(event)
+                    serving.request(id, payload)
                 elif kind == _MESSAGE:
-                    if event.flags & REPLY and event.id:
-                        resolved |= calls.answered(event)
+                    if flags & REPLY and id:
+                        resolved |= calls.replied(id, payload)
                     else:
-                        self._messages.receive(event)
+                        self._messages.receive(flags, id, payload)
                 else:
-                    resolved |= self._handle_rarer(event)
+                    resolved |= self._handle_rarer(kind, id, payload)
         except ProtocolError as exc:
             self.fail(exc, exc.close_code, str(exc))
         except RPCError as exc:
             self.fail(exc, CloseCode.BAD_PAYLOAD, str(exc))
         finally:
             if resolved:
-                # The callers whose answers have just come are ready to run. What they send next
-                # goes out in the same write, without another turn of the loop.
-                self._loop.call_soon(outlet.flush)
-                outlet.flush_frames = calls.share(len(events))
+                self._write_with_callers(len(events))
             elif flushes:
                 outlet.flush()
 
-    def _handle_rarer(self, frame: Frame) -> bool:
+    def _write_with_callers(self, events: int) -> None:
+        """Write together with what the callers send next whose answers have just come.
+
+        They are ready to run, so that takes no further turn of the loop.
+        """
+        outlet = self._outlet
+        if events > 1:
+            outlet.flush_frames = outlet.protocol.due = self._calls.share(events)
+            self._loop.call_soon(outlet.flush)
+        else:  # nobody else will send anything, so whatever comes is written at once
+            if outlet.protocol.urgent:
+                outlet.flush()
+            outlet.protocol.due = 0
+
+    def _handle_rarer(self, type: int, id: int, payload: Payload) -> bool:
         """Handle the frames that are seldom; True when a caller can go on."""
-        if frame.type == FrameType.RPC_ERROR:
-            return self._calls.refused(frame)
-        if frame.type == FrameType.CANCEL:
-            if not self._serving.cancel(frame.id):
-                self._messages.cancel(frame.id)
-        elif frame.type == FrameType.STREAM_CREDIT and frame.id == 0:
-            self._messages.credit(frame)
+        if type == FrameType.RPC_ERROR:
+            return self._calls.refused(id, payload)
+        if type == FrameType.CANCEL:
+            if not self._serving.cancel(id):
+                self._messages.cancel(id)
+        elif type == FrameType.STREAM_CREDIT and id == 0:
+            self._messages.credit(payload)
         return False
 
     def _happened(self, event: Event) -> None:

@@ -16,7 +16,7 @@ import math
 import sys
 from collections import deque
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..exceptions import (
     CallCancelled,
@@ -28,7 +28,7 @@ from ..exceptions import (
     Unavailable,
 )
 from ..protocol.events import Capabilities
-from ..protocol.frames import REPLY, SEQUENCED, CloseCode, Frame, FrameType, word
+from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import Encoder, decode
 from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, too_large
 from .line import Line
@@ -48,20 +48,20 @@ BEST_EFFORT: Final = 256
 """Broadcasts that wait for a busy handler; of more than that the oldest are dropped."""
 
 
-class _Incoming:
-    """A message that was received, from its decoding to the end of its handler."""
+class _Incoming(NamedTuple):
+    """A message that was received, from its decoding to the end of its handler.
 
-    __slots__ = ("data", "handler", "id", "name", "reply", "size")
+    Attributes:
+        size: What it costs in credit; 0 for one that costs nothing.
+        reply: Whether it answers a message that was sent with `send`.
+    """
 
-    def __init__(
-        self, name: str, data: Any, handler: Handler, id: int, size: int, *, reply: bool
-    ) -> None:
-        self.name = name
-        self.data = data
-        self.handler = handler
-        self.id = id
-        self.size = size  # what it costs in credit; 0 for one that costs nothing
-        self.reply = reply
+    name: str
+    data: Any
+    handler: Handler
+    id: int
+    size: int
+    reply: bool
 
 
 class Messages:
@@ -89,6 +89,7 @@ class Messages:
         "_encoder",
         "_expected",
         "_granted",
+        "_handlers",
         "_inbox",
         "_line",
         "_loop",
@@ -126,6 +127,7 @@ class Messages:
         self._outlet = outlet
         self._encoder = encoder
         self._routes = routes
+        self._handlers = routes.messages
         self._calls = calls
         self._serving = serving
         self._window = window
@@ -228,7 +230,7 @@ class Messages:
     def _put(self, id: int, payload: bytes) -> None:
         self._spend_credit(payload)
         self._expected += not id
-        self._outlet.send(_MESSAGE, id, payload)
+        self._outlet.protocol.send(_MESSAGE, id, payload)
         if self._line.waiters:
             self.room()
 
@@ -242,13 +244,13 @@ class Messages:
             payload = self._reliable.popleft()
             self._spend_credit(payload)
             self._expected += 1
-            self._outlet.send(_MESSAGE, 0, payload)
+            self._outlet.protocol.send(_MESSAGE, 0, payload)
         if self._line.waiters and self._has_room():
             self._line.move()
 
-    def credit(self, frame: Frame) -> None:
+    def credit(self, payload: Payload) -> None:
         """Take STREAM_CREDIT of stream 0."""
-        body = decode(frame.payload)
+        body = decode(payload)
         if (
             type(body) is not list
             or len(body) != 2
@@ -263,40 +265,48 @@ class Messages:
 
     # In.
 
-    def receive(self, frame: Frame) -> None:
+    def receive(self, flags: int, id: int, payload: Payload) -> None:
         """Take MESSAGE that is not a reply to a request, and see to its handler."""
-        self._serving.check_held()
-        reply = bool(frame.flags & REPLY)
-        size = len(frame.payload) if frame.flags & SEQUENCED and not reply else 0
+        serving = self._serving
+        if serving.held:
+            serving.check_held()
+        reply, size = False, 0
+        if flags & SEQUENCED:
+            reply = bool(flags & REPLY)
+            size = 0 if reply else len(payload)
         try:
-            body = decode(frame.payload)
+            body = decode(payload)
         except RPCError as exc:
             if size:
                 self._spend(size)
-            self._unhandled(frame.id, exc, size)
+            self._unhandled(id, exc, size)
             return
         if type(body) is not list or len(body) != 2 or type(body[0]) is not str:
             raise ProtocolError("MESSAGE must carry [name, data]", close_code=CloseCode.BAD_PAYLOAD)
         if size:
             self._spend(size)
         name, data = body
-        if self._serving.draining and not reply:
+        if serving.draining and not reply:
             details = {"executed": False, "retryable": True}
-            self._unhandled(frame.id, Unavailable("the server stops", details=details), size)
+            self._unhandled(id, Unavailable("the server stops", details=details), size)
             return
-        handler = self._routes.messages.get(name)
+        handler = self._handlers.get(name)
         if handler is None:
             if not reply:
-                self._unhandled(frame.id, self._routes.unknown_message(name), size)
+                self._unhandled(id, self._routes.unknown_message(name), size)
             return
-        message = _Incoming(name, data, handler, frame.id, size, reply=reply)
         if not self._busy or handler.concurrent:
-            self._run(message)
-        elif size or reply:
+            self._run(name, data, handler, id, size, reply)
+        else:
+            self._queue(_Incoming(name, data, handler, id, size, reply))
+
+    def _queue(self, message: _Incoming) -> None:
+        """Keep a message until the handler that runs has ended."""
+        if message.size or message.reply:
             if self._inbox is None:
                 self._inbox = deque()
             self._inbox.append(message)
-            if reply:
+            if message.reply:
                 self._keep_reply()
         else:
             if self._best_effort is None:
@@ -344,25 +354,26 @@ class Messages:
         if size:
             self._pay_back(size)
 
-    def _run(self, message: _Incoming) -> None:
-        serving = self._serving
+    def _run(self, name: str, data: Any, handler: Handler, id: int, size: int, reply: bool) -> None:
+        """Run the handler of a message; the parameters are those of `_Incoming`."""
         try:
-            result = serving.execute(message.handler, message.data)
+            result = self._serving.execute(handler, data)
         except BaseException as exc:  # noqa: BLE001  # _settle raises what is not the handler's
-            self._settle(message, None, exc)
+            self._settle(_Incoming(name, data, handler, id, size, reply), None, exc)
             return
+        if result is None and not id and not size:
+            return  # nothing to answer and nothing to pay back: a broadcast
+        message = _Incoming(name, data, handler, id, size, reply)
         if type(result) is not Suspended:
-            if result is None and not message.id and not message.size:
-                return  # nothing to answer and nothing to pay back: a broadcast
             self._settle(message, result, None)
             return
         future = result.future
         if self._running is None:
             self._running = set()
         self._running.add(future)
-        if not message.handler.concurrent:
+        if not handler.concurrent:
             self._busy = True
-        serving.track_message(message.id, message.handler, future)
+        self._serving.track_message(id, handler, future)
         future.add_done_callback(partial(self._ended, message))
 
     def _ended(self, message: _Incoming, future: asyncio.Future[Any]) -> None:
@@ -395,13 +406,13 @@ class Messages:
         try:
             while not self._busy:
                 if self._best_effort:
-                    self._run(self._best_effort.popleft())
+                    self._run(*self._best_effort.popleft())
                 elif self._inbox:
                     message = self._inbox.popleft()
                     if message.reply:
                         self._replies -= 1
                         self._calm_down()
-                    self._run(message)
+                    self._run(*message)
                 else:
                     break
         finally:
@@ -446,7 +457,7 @@ class Messages:
             self._open_bytes -= self._owed_bytes
             credit = self._encoder.pack([self._owed_count, self._owed_bytes])
             self._owed_count = self._owed_bytes = 0
-            self._outlet.send(_CREDIT, 0, credit)
+            self._outlet.protocol.send(_CREDIT, 0, credit)
 
     def fail(self, error: ConnectionClosed, *, handle_rest: bool) -> None:
         """End everything: the connection is gone.

@@ -17,12 +17,11 @@ from typing import Protocol
 
 from ..exceptions import ConnectionClosed
 from ..protocol.cndt import CNDT
+from ..protocol.writer import LARGE_FRAME
 
 __all__ = ["FLUSH_FRAMES", "Link", "Outlet"]
 
 FLUSH_FRAMES = 64
-FLUSH_BYTES = 16 * 1024
-"""Bytes of a payload that is written at once, so that what is queued stays small."""
 
 
 class Link(Protocol):
@@ -45,6 +44,9 @@ class Link(Protocol):
 class Outlet:
     """The writing half of a connection.
 
+    Frames are sent by `protocol.send`, which tells the outlet when it is time to write: one call
+    less for each frame.
+
     Args:
         loop: The event loop.
         protocol: Numbers and frames what is sent.
@@ -55,8 +57,7 @@ class Outlet:
         blocked: Whether senders wait.
         full: Whether the outbox is full, so that answers wait too.
         limit: Unacknowledged bytes from which it is.
-        closed: Why nothing can be sent any more.
-        corked: Whether what is sent is held, because a flush is certain to come.
+        closed: Why nothing can be sent any more; `blocked` is set as well.
         flush_frames: Frames that are written together at most.
     """
 
@@ -67,7 +68,6 @@ class Outlet:
         "_paused",
         "blocked",
         "closed",
-        "corked",
         "flush_frames",
         "full",
         "limit",
@@ -87,10 +87,10 @@ class Outlet:
         self._link: Link | None = None
         self.limit = outbox_bytes
         self._on_room = on_room
-        self.corked = False
         self.flush_frames = FLUSH_FRAMES
         self._paused = False
         self.protocol = protocol
+        protocol.on_due = self._due
         self.blocked = False
         self.full = False
         self.closed: ConnectionClosed | None = None
@@ -100,14 +100,22 @@ class Outlet:
         """Write to this link from now on."""
         self._link = link
 
-    def send(self, word: int, id: int, payload: bytes) -> None:
-        """Send a sequenced frame soon."""
-        queued = self.protocol.send(word, id, payload)
-        if queued >= self.flush_frames or len(payload) >= FLUSH_BYTES:
+    def cork(self) -> bool:
+        """Hold what is sent, up to `flush_frames` frames, because a flush is certain to come.
+
+        Returns:
+            Whether it was not held already.
+        """
+        open = self.protocol.due <= 1
+        self.protocol.due = self.flush_frames
+        return open
+
+    def _due(self) -> None:
+        """Write soon when this is the first frame, or now that there are enough."""
+        if self.protocol.due == 1:
+            self.flush_soon()
+        else:
             self.flush()
-        elif not self.corked:
-            self.corked = True
-            self._loop.call_soon(self.flush)
 
     def send_split(self, word: int, id: int, head: bytes, large: bytes, end: bytes = b"") -> None:
         """Send a sequenced frame with a large part that is not to be copied."""
@@ -117,20 +125,19 @@ class Outlet:
     def push(self, frame: bytes) -> None:
         """Send an encoded frame that is not sequenced soon."""
         self.protocol.push(frame)
-        if self.protocol.corked >= FLUSH_FRAMES or len(frame) >= FLUSH_BYTES:
+        if self.protocol.corked >= FLUSH_FRAMES or len(frame) >= LARGE_FRAME:
             self.flush()
         else:
             self.flush_soon()
 
     def flush_soon(self) -> None:
         """Write once the event loop has run what is ready now."""
-        if not self.corked:
-            self.corked = True
+        if self.cork():
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write what is queued."""
-        self.corked = False
+        self.protocol.due = 1
         link = self._link
         if link is None:
             return
@@ -162,7 +169,7 @@ class Outlet:
             self._unblock()
 
     def _unblock(self) -> None:
-        self.blocked = self._paused or self.full
+        self.blocked = self._paused or self.full or self.closed is not None
         self._on_room()
 
     def abort(self) -> None:
@@ -174,6 +181,7 @@ class Outlet:
         """Write what is queued and close the link."""
         if self.closed is None:
             self.closed = error
+            self.blocked = True
             self.flush()
             if self._link is not None:
                 if abort:

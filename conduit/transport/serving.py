@@ -28,7 +28,7 @@ from ..exceptions import (
     Unavailable,
 )
 from ..protocol.events import Capabilities
-from ..protocol.frames import SEQUENCED, CloseCode, Frame, FrameType, word
+from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, Encoder, decode
 from .loop import Sweep
 from .outlet import Outlet
@@ -44,8 +44,6 @@ _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
 
 HELD_BYTES: Final = 8 * 1024 * 1024
 """Bytes of answers that wait for an acknowledgement, above which calls are refused."""
-
-_PARAMS: Final = (dict, list)
 
 T = TypeVar("T")
 
@@ -131,15 +129,16 @@ class Serving:
 
     Attributes:
         draining: Whether new calls are refused because the end is near.
+        held: Answers that wait because the outbox is full.
     """
 
     __slots__ = (
         "_connection",
         "_encoder",
-        "_held",
         "_held_bytes",
         "_limit",
         "_loop",
+        "_methods",
         "_outlet",
         "_requests",
         "_routes",
@@ -149,6 +148,7 @@ class Serving:
         "_ttl",
         "_value_max",
         "draining",
+        "held",
     )
 
     def __init__(
@@ -166,6 +166,7 @@ class Serving:
         self._loop = loop
         self._connection = connection
         self._routes = routes
+        self._methods = routes.methods
         self._outlet = outlet
         self._encoder = encoder
         self._start = starter.start
@@ -176,7 +177,7 @@ class Serving:
         self._value_max = 0
         self._running: dict[int, _Running] = {}
         self._requests: dict[int, _Running] = {}
-        self._held: list[tuple[int, int, bytes]] = []
+        self.held: list[tuple[int, int, bytes]] = []
         self._held_bytes = 0
 
     def opened(self, peer: Capabilities) -> None:
@@ -187,31 +188,26 @@ class Serving:
     def __len__(self) -> int:
         return len(self._running)
 
-    def request(self, frame: Frame) -> None:
+    def request(self, id: int, payload: Payload) -> None:
         """Take RPC_REQUEST and see to its answer."""
-        id = frame.id
         try:
-            body = decode(frame.payload)
+            body = decode(payload)
         except RPCError as exc:
             self.refuse(id, exc)
             return
-        if type(body) is not list or len(body) not in (2, 3) or type(body[0]) is not str:
-            raise ProtocolError(
-                "RPC_REQUEST must carry [method, params] or [method, params, meta]",
-                close_code=CloseCode.BAD_PAYLOAD,
-            )
-        params = body[1]
-        if type(params) not in _PARAMS or (len(body) == 3 and not _is_meta(body[2])):
-            raise ProtocolError(
-                "params must be a map or an array, and meta a map with a numeric ttl",
-                close_code=CloseCode.BAD_PAYLOAD,
-            )
-        handler = self._routes.methods.get(body[0])
+        ttl = None
+        if type(body) is list and len(body) == 2:
+            name, params = body
+        else:
+            name, params, ttl = _with_meta(body)
+        if type(name) is not str or (type(params) is not dict and type(params) is not list):
+            raise _bad_request("the method must be text, and params a map or an array")
+        handler = self._methods.get(name)
         if handler is None:
             self.check_held()
-            self.refuse(id, self._routes.unknown_method(body[0]))
+            self.refuse(id, self._routes.unknown_method(name))
             return
-        if (self._running or self._held or self.draining) and self._refuses(id):
+        if (self._running or self.held or self.draining) and self._refuses(id):
             return
         try:
             if handler.kind == "coroutine":
@@ -224,7 +220,7 @@ class Serving:
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, handler, exc)
             return
-        self._track(id, handler, result.future, body)
+        self._track(id, handler, result.future, ttl)
 
     def _refuses(self, id: int) -> bool:
         """Refuse a call that must not run now."""
@@ -232,7 +228,7 @@ class Serving:
             details = {"executed": False, "retryable": True}
             self.refuse(id, Unavailable("the server stops", details=details))
             return True
-        if len(self._running) + len(self._held) >= self._limit or (
+        if len(self._running) + len(self.held) >= self._limit or (
             self._outlet.full and self._held_bytes > HELD_BYTES
         ):
             self.check_held()
@@ -246,9 +242,9 @@ class Serving:
         Raises:
             ProtocolError: Too many answers are held.
         """
-        if len(self._held) > 2 * self._limit:
+        if len(self.held) > 2 * self._limit:
             raise ProtocolError(
-                f"{len(self._held)} answers wait for an acknowledgement of what was sent before",
+                f"{len(self.held)} answers wait for an acknowledgement of what was sent before",
                 close_code=CloseCode.FLOOD,
             )
 
@@ -267,11 +263,9 @@ class Serving:
         return work
 
     def _track(
-        self, id: int, handler: Handler, future: asyncio.Future[Any], body: list[Any]
+        self, id: int, handler: Handler, future: asyncio.Future[Any], ttl: int | None
     ) -> None:
-        seconds = self._ttl
-        if len(body) == 3 and "ttl" in body[2]:
-            seconds = body[2]["ttl"] / 1000 or None
+        seconds = self._ttl if ttl is None else ttl / 1000 or None
         if handler.timeout is not None:
             seconds = handler.timeout if seconds is None else min(seconds, handler.timeout)
         deadline = math.inf if seconds is None else self._loop.time() + seconds
@@ -321,10 +315,11 @@ class Serving:
             body = b"\x91" + self._encoder.pack(result)
         if len(body) - 1 > self._value_max:
             raise _result_too_large(len(body) - 1, self._value_max)
-        if self._outlet.full:
+        outlet = self._outlet
+        if outlet.full:
             self.send(_RESPONSE, id, body)
         else:
-            self._outlet.send(_RESPONSE, id, body)
+            outlet.protocol.send(_RESPONSE, id, body)
 
     def _answer_large(self, id: int, result: bytes) -> None:
         if len(result) > self._value_max:
@@ -339,17 +334,17 @@ class Serving:
     def send(self, word: int, id: int, payload: bytes) -> None:
         """Send an answer, or hold it while the peer does not acknowledge what it has."""
         if self._outlet.full:
-            self._held.append((word, id, payload))
+            self.held.append((word, id, payload))
             self._held_bytes += len(payload)
         else:
-            self._outlet.send(word, id, payload)
+            self._outlet.protocol.send(word, id, payload)
 
     def room(self) -> None:
         """Go on: the outlet has room again."""
-        while self._held and not self._outlet.full:
-            held = self._held.pop(0)
+        while self.held and not self._outlet.full:
+            held = self.held.pop(0)
             self._held_bytes -= len(held[2])
-            self._outlet.send(*held)
+            self._outlet.protocol.send(*held)
             self._outlet.flush()
 
     def _failed(self, id: int, handler: Handler, error: BaseException) -> None:
@@ -402,7 +397,7 @@ class Serving:
         """Stop every handler: the connection has gone, and with it who would read the answers."""
         self.stop_all(CallCancelled("the connection has gone"))
         self._running, self._requests = {}, {}
-        self._held.clear()
+        self.held.clear()
 
 
 def text_of(message: object) -> str:
@@ -413,9 +408,27 @@ def text_of(message: object) -> str:
         return ""
 
 
-def _is_meta(meta: Any) -> bool:
-    ttl = meta.get("ttl", 0) if type(meta) is dict else None
-    return type(ttl) is int and ttl >= 0
+def _with_meta(body: Any) -> tuple[Any, Any, int | None]:
+    """Read `[method, params, meta]`, and of meta the milliseconds that are left.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    if type(body) is not list or len(body) != 3:
+        raise _bad_request("it must be [method, params] or [method, params, meta]")
+    name, params, meta = body
+    if type(meta) is not dict:
+        raise _bad_request("meta must be a map")
+    if "ttl" not in meta:
+        return name, params, None
+    ttl = meta["ttl"]
+    if type(ttl) is not int or ttl < 0:
+        raise _bad_request("ttl must be a number of milliseconds, 0 for no deadline")
+    return name, params, ttl
+
+
+def _bad_request(text: str) -> ProtocolError:
+    return ProtocolError(f"bad RPC_REQUEST: {text}", close_code=CloseCode.BAD_PAYLOAD)
 
 
 def why_stopped(future: asyncio.Future[Any], stopped: RPCError, name: str) -> RPCError:

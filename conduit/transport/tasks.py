@@ -96,7 +96,7 @@ else:
                 BaseException: What the coroutine raised in its first step.
             """
             spare = self._spare
-            if spare is None or spare.done() or (spare.fresh and spare.cancelled):
+            if spare is None or spare.waiter.done() or (spare.fresh and spare.cancelled):
                 self._spare = spare = _Carrier(self._loop)
             loop, task, context = self._loop, spare.task, copy_context()
             _enter_task(loop, task)
@@ -105,7 +105,7 @@ else:
             except StopIteration as stop:
                 if not self._keeps:
                     self.release()
-                elif spare.done() or (spare.fresh and spare.cancelled):
+                elif spare.waiter.done() or (spare.fresh and spare.cancelled):
                     # It has cancelled itself and gone on to its end, which cancels any Task.
                     raise asyncio.CancelledError from None
                 return stop.value
@@ -136,8 +136,8 @@ else:
         Attributes:
             task: The Task.
             fresh: Whether the Task has not run its first step yet.
-            done: Whether it waits no more: it carries a coroutine, or was cancelled, by whom it was
-                lent to or by who ends the loop.
+            waiter: What it waits on. Done when it carries a coroutine, or was cancelled, by whom it
+                was lent to or by who ends the loop.
         """
 
         __slots__ = (
@@ -145,16 +145,14 @@ else:
             "_context",
             "_coroutine",
             "_resumed",
-            "_waiter",
             "_yielded",
-            "done",
             "fresh",
             "task",
+            "waiter",
         )
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-            self._waiter: asyncio.Future[None] = loop.create_future()
-            self.done = self._waiter.done
+            self.waiter: asyncio.Future[None] = loop.create_future()
             self.fresh = True
             self._coroutine: Coroutine[Any, Any, Any] | None = None
             self._context: Context | None = None
@@ -176,13 +174,13 @@ else:
                 # Accepted at once, as a Task would, or nobody else could wait for it until then.
                 self._accepted = True
                 yielded._asyncio_future_blocking = False
-            if not self._waiter.done():
-                self._waiter.set_result(None)
+            if not self.waiter.done():
+                self.waiter.set_result(None)
 
         def send(self, value: Any) -> Any:
             self.fresh = False
             if self._coroutine is None:
-                return next(self._waiter.__await__())
+                return next(self.waiter.__await__())
             if not self._resumed:
                 return self._take_over()
             assert self._context is not None
@@ -200,7 +198,7 @@ else:
             error = typ if val is None else val
             self.fresh = False
             if self._coroutine is None:
-                self._waiter.cancel()
+                self.waiter.cancel()
                 raise error
             if not self._resumed:
                 # Cancelled before it waited: cancel what the coroutine waits for, as a Task would.

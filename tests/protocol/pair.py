@@ -24,7 +24,7 @@ from conduit.protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from conduit.protocol.frames import Frame, Parted
+from conduit.protocol.frames import Parted, Payload
 from conduit.protocol.login import ClientLogin, ServerLogin
 from conduit.protocol.scram import Verifier, derive_keys
 from conduit.protocol.session import Session
@@ -59,6 +59,15 @@ def verifier_of(password: str) -> Verifier:
     if password == PASSWORD:
         return Verifier.parse(VERIFIER)
     return Verifier.from_password(password, salt=SALT, iterations=ITERATIONS)
+
+
+class Frame(NamedTuple):
+    """A frame that was received, with names for what is in it."""
+
+    type: int
+    flags: int
+    id: int
+    payload: Payload
 
 
 # Ways to cut bytes into pieces.
@@ -128,8 +137,9 @@ def feed(peer: CNDT, data: bytes, split: Split = whole) -> list[Event]:
 
 def _kept(event: Event) -> Event:
     """Copy the payload, which is only valid until the next bytes come."""
-    if isinstance(event, Frame) and not isinstance(event.payload, Parted):
-        return Frame(event.type, event.flags, event.id, bytes(event.payload))
+    if type(event) is tuple:
+        type_, flags, id, payload = event
+        return Frame(type_, flags, id, payload if isinstance(payload, Parted) else bytes(payload))
     return event
 
 

@@ -29,12 +29,14 @@ from conduit.protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from conduit.protocol.frames import ENVELOPE, Frame, FrameType, Parted, word
+from conduit.protocol.frames import ENVELOPE, FrameType, Parted, word
 from conduit.protocol.payload import decode
+from conduit.protocol.writer import LARGE_FRAME
 from tests.golden_frames import GOLDEN
 from tests.protocol.pair import (
     STATES,
     Clock,
+    Frame,
     Pair,
     byte_by_byte,
     client_in,
@@ -1000,11 +1002,11 @@ def test_inflating_stops_at_the_limit_of_the_receiver(flags: int) -> None:
 def test_what_has_no_number_goes_first_and_close_goes_last(server: CNDT) -> None:
     request, response = word(RPC_REQUEST, SEQUENCED), word(RPC_RESPONSE, SEQUENCED)
     assert server.corked == 0
-    assert server.send(request, 2, b"a") == 1
-    assert server.send(response, 1, b"b") == 2
+    server.send(request, 2, b"a")
+    server.send(response, 1, b"b")
     server.ping(9)
     server.send_split(response, 3, b"head", b"tail")
-    assert server.send(request, 4, b"c") == 1
+    server.send(request, 4, b"c")
     server.push(frame(MESSAGE, PRIORITY, 0, b"news"))
     server.close(1000, "")
     assert server.corked > 0
@@ -1035,6 +1037,21 @@ def test_a_large_part_is_written_without_a_copy(server: CNDT, end: bytes) -> Non
     (event,) = feed(peer, b"".join(chunks), pieces_of(10_000))
     assert isinstance(event, Frame)
     assert event.payload == b"head" + tail + end
+
+
+def test_it_is_told_when_a_write_is_due(server: CNDT) -> None:
+    due: list[int] = []
+    server.on_due = lambda: due.append(server.corked)
+    request = word(RPC_REQUEST, SEQUENCED)
+    server.send(request, 2, b"first")
+    server.due = 3
+    server.send(request, 4, b"held")
+    server.send(request, 6, b"third")
+    server.take()
+    server.send(request, 8, bytes(LARGE_FRAME - 1))
+    assert due == [1, 3]
+    server.send(request, 10, bytes(LARGE_FRAME))
+    assert due == [1, 3, 2]
 
 
 def test_corked_counts_what_waits(server: CNDT) -> None:

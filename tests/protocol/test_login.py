@@ -22,13 +22,14 @@ from conduit.protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from conduit.protocol.frames import Frame, word
+from conduit.protocol.frames import word
 from conduit.protocol.login import ANONYMOUS
 from conduit.protocol.scram import MECHANISM, MECHANISM_PLUS, transcript_digest
 from tests.golden_frames import CLIENT_NONCE, ITERATIONS, SERVER_NONCE
 from tests.protocol.pair import (
     HEARTBEAT,
     Change,
+    Frame,
     Pair,
     Side,
     byte_by_byte,
