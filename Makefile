@@ -10,7 +10,7 @@ TYPED := $(wildcard conduit tests examples benchmarks tools test_server_debug.py
 
 export QUICK ONLY WORKLOADS
 
-.PHONY: help demo test check format matrix coverage coverage-report bench bench-page clean
+.PHONY: help demo test check format matrix coverage coverage-report bench bench-page guard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,10 @@ bench: ## measure conduit beside its peers; QUICK=1 in two minutes, ONLY= and WO
 bench-page: ## put the last full run into docs/performance.md
 	@.venvs/bench/bin/python benchmarks/report.py benchmarks/results/latest.json docs/performance.md
 	@.venvs/bench/bin/python benchmarks/plot.py benchmarks/results/latest.json docs/performance.svg
+
+guard: ## count the instructions of a call under valgrind; COMMIT=1 commits what was counted
+	@$(ENVIRONMENT) dev
+	@$(VENV)/bin/python benchmarks/guard.py $(if $(COMMIT),--commit) $(if $(IF_POSSIBLE),--if-possible)
 
 clean: ## remove everything that was installed, built or measured
 	rm -rf $(VENV) .venvs .matrix .coverage .coverage.* .hypothesis build dist

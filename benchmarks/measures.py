@@ -21,12 +21,50 @@ SILENCE = 2.0
 """Seconds without a broadcast after which the missing ones count as lost."""
 TIMED_CALLERS = 4
 """How many callers take the time of their calls."""
+PAUSE = 0.005
+"""Seconds between the calls of a rare caller, and between the looks at how late a timer is."""
 
 Result = dict[str, float]
 
 
 class WrongAnswer(Exception):
     """The server answered something else than it should."""
+
+
+def percentile(ordered: list[float], per_mille: int) -> float:
+    """Return what so many thousandths of some figures in order do not exceed."""
+    return ordered[len(ordered) * per_mille // 1000]
+
+
+def add_all_due(times: list[float], seconds: float) -> None:
+    """Add how long something took that is due every `PAUSE` seconds.
+
+    What was due meanwhile, and could not be tried, would have taken what was left then. Without it
+    a long stall would count once, and many short times for more than they are.
+    """
+    times.append(seconds)
+    while (seconds := seconds - PAUSE) > 0:
+        times.append(seconds)
+
+
+class Lag:
+    """Looks again and again how late a timer of the running event loop fires."""
+
+    def __init__(self) -> None:
+        self._late: list[float] = []
+        self._task = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(PAUSE)
+            add_all_due(self._late, max(0.0, time.perf_counter() - started - PAUSE))
+
+    def end(self) -> Result:
+        """Stop, and return in milliseconds how late timers were."""
+        self._task.cancel()
+        late = sorted(seconds * 1e3 for seconds in self._late) or [0.0]
+        return {"p99": percentile(late, 990), "max": late[-1]}
 
 
 class Clock:
@@ -97,8 +135,9 @@ class Measure:
         result = {"count": count, "rate": self.rate(count, elapsed), "client_cpu": used}
         if times:
             times.sort()
-            result["p50"] = times[len(times) // 2] * 1e6
-            result["p99"] = times[len(times) * 99 // 100] * 1e6
+            result["p50"] = percentile(times, 500) * 1e6
+            result["p99"] = percentile(times, 990) * 1e6
+            result["max"] = times[-1] * 1e6
         return result
 
     def rate(self, count: int, elapsed: float) -> float:
@@ -212,6 +251,8 @@ class Connect(Measure):
     async def work(self, clock: Clock, times: list[float] | None) -> int:
         done = 0
         while True:
+            if self.point.cold:
+                self.contestant.forget()
             started = time.perf_counter()
             session = await self.connect()
             check(await session.call(done, 1) == done + 1)
@@ -221,6 +262,30 @@ class Connect(Measure):
             done += 1
             if clock.over:
                 return done
+
+
+class Rare(Measure):
+    """One caller that makes a call now and then."""
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        done, call = 0, self.sessions[0].call
+        while not clock.over:
+            await asyncio.sleep(PAUSE)
+            started = time.perf_counter()
+            answer = await call(done, 1)
+            if times is not None:
+                add_all_due(times, time.perf_counter() - started)
+            check(answer == done + 1)
+            done += 1
+        return done
+
+
+class Nothing(Measure):
+    """What is beside it has the server for itself."""
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        await asyncio.sleep(self.seconds)
+        return 0
 
 
 class Idle(Measure):
@@ -280,4 +345,6 @@ KINDS: dict[str, type[Measure]] = {
     "connect": Connect,
     "idle": Idle,
     "broadcast": Broadcast,
+    "rare": Rare,
+    "nothing": Nothing,
 }

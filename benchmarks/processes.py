@@ -105,14 +105,25 @@ class Worker:
 
 
 class Pair:
-    """Server and client of one contestant."""
+    """Server and client of one contestant, and a second client where one is needed."""
 
-    def __init__(self, name: str, cores: Cores | None, server: Worker, client: Worker) -> None:
+    def __init__(
+        self,
+        name: str,
+        python: str,
+        cores: Cores | None,
+        log: IO[str],
+        server: Worker,
+        client: Worker,
+    ) -> None:
         self.name = name
         self.cores = cores
         self.server = server
         self.client = client
         self.address: Any = None
+        self._python = python
+        self._log = log
+        self._other: Worker | None = None
 
     @classmethod
     async def start(
@@ -127,7 +138,7 @@ class Pair:
         server = await Worker.start(python, "serve", name, cores.server if cores else None, log)
         try:
             client = await Worker.start(python, "drive", name, cores.client if cores else None, log)
-            pair = cls(name, cores, server, client)
+            pair = cls(name, python, cores, log, server, client)
         except BaseException:
             await server.end()
             raise
@@ -152,6 +163,8 @@ class Pair:
             core = self.cores.server if point.one_core else self.cores.client
             pin(self.client.pid, frozenset({core}))
         await self.client.ask("prepare", address=self.address, point=asdict(point), seconds=seconds)
+        if point.beside:
+            return await self._measure_beside(point, seconds)
         before = await self.server.ask("usage")
         running = asyncio.ensure_future(self.client.ask("run", within=seconds))
         if point.kind == "broadcast":
@@ -166,9 +179,32 @@ class Pair:
         await self.client.ask("finish")
         return figures(point, result, before, after)
 
+    async def _measure_beside(self, point: Point, seconds: float) -> dict[str, float]:
+        """Measure what a caller in a process of its own notices of the rest."""
+        if self._other is None:
+            # Beside the client, so that it takes nothing from the server.
+            core = self.cores.client if self.cores else None
+            self._other = await Worker.start(self._python, "drive", self.name, core, self._log)
+        rare = asdict(Point(point.label, "rare"))
+        await self._other.ask("prepare", address=self.address, point=rare, seconds=seconds)
+        before = await self.server.ask("usage")
+        await self.server.ask("watch")
+        await self.client.ask("watch")
+        result, noticed = await asyncio.gather(
+            self.client.ask("run", within=seconds), self._other.ask("run", within=seconds)
+        )
+        found = {f"rare_{key}": noticed[key] / 1e3 for key in ("p50", "p99", "max")}
+        for side, worker in (("server", self.server), ("client", self.client)):
+            lag = await worker.ask("watched")
+            found |= {f"{side}_lag_{key}": value for key, value in lag.items()}
+        after = await self.server.ask("usage")
+        await asyncio.gather(self.client.ask("finish"), self._other.ask("finish"))
+        return found | figures(point, result, before, after)
+
     async def end(self) -> None:
-        """End both."""
-        await asyncio.gather(self.server.end(), self.client.end())
+        """End all of them."""
+        workers = [self.server, self.client, *([self._other] if self._other else [])]
+        await asyncio.gather(*(worker.end() for worker in workers))
 
 
 def figures(

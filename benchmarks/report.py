@@ -16,7 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import WORKLOADS
 
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+PARTS = ("figures", "hurt")
+"""What docs/performance.md has a marked place for: load that hurts, and everything else."""
 
 PEERS = [name for name, e in CONTESTANTS.items() if not (e.floor or name.startswith("conduit"))]
 
@@ -68,6 +69,8 @@ def lines(rows: list[list[str]]) -> str:
 def table(name: str, workload: dict[str, Any]) -> str:
     """Return the heading and the table of a workload."""
     heading = f"**{name}**: {workload['title']}\n\n"
+    if any("rare_p50" in by for point in workload["points"] for by in point["by"].values()):
+        return heading + beside(workload)
     if len(workload["points"]) > 1:
         return heading + many_points(workload)
     return heading + one_point(workload, workload["points"][0]["by"])
@@ -100,6 +103,32 @@ def one_point(workload: dict[str, Any], by: dict[str, Any]) -> str:
         if not is_memory:
             row += [number(figures.get(f"{side}_us", 0.0)) for side in ("server", "client")]
         rows.append(row)
+    return lines(rows)
+
+
+BESIDE = {
+    "rare_p50": "p50 ms",
+    "rare_p99": "p99 ms",
+    "rare_max": "max ms",
+    "server_lag_p99": "server late p99 ms",
+    "server_lag_max": "max ms",
+    "client_lag_p99": "client late p99 ms",
+    "client_lag_max": "max ms",
+}
+"""What a caller beside the rest notices, and how late timers fire on the loops of both sides."""
+
+
+def beside(workload: dict[str, Any]) -> str:
+    """Show what others do to a caller that makes a call now and then."""
+    rows = [["", "the others", *BESIDE.values(), workload["unit"]]]
+    for point in workload["points"]:
+        for name, figures in point["by"].items():
+            row = [CONTESTANTS[name].title, point["label"]]
+            if "error" in figures:
+                rows.append([*row, "failed", *[""] * len(BESIDE)])
+                continue
+            row += [number(figures[key]) for key in BESIDE]
+            rows.append([*row, number(figures["rate"]) if figures["rate"] else ""])
     return lines(rows)
 
 
@@ -160,16 +189,27 @@ def aims(results: dict[str, Any]) -> str:
     for name, kib in (("conduit", 6.0), ("conduit-asyncio", 10.0)):
         if name in rates(results, "idle"):
             add("idle", rates(results, "idle")[name], kib, f"KiB, {name}", most=True)
-    for workload in WORKLOADS:
+    for workload, about in WORKLOADS.items():
         known = rates(results, workload)
-        if WORKLOADS[workload].unit == "calls/s" and {"conduit", "conduit-asyncio"} <= known.keys():
+        if (
+            about.part_of != "hurt"
+            and about.unit == "calls/s"
+            and {"conduit", "conduit-asyncio"} <= known.keys()
+        ):
             share = known["conduit-asyncio"] / known["conduit"]
             add(workload, share, 0.7, "x conduit on uvloop, stock asyncio")
     return "\n".join(found)
 
 
-def page(results: dict[str, Any]) -> str:
-    """Return everything that docs/performance.md shows of a run."""
+def page(results: dict[str, Any], part: str) -> str:
+    """Return what docs/performance.md shows of a run in one of its parts; nothing if none."""
+    tables = [
+        table(name, workload)
+        for name, workload in results["workloads"].items()
+        if (WORKLOADS[name].part_of == "hurt") == (part == "hurt")
+    ]
+    if not tables:
+        return ""
     machine, method = results["machine"], results["method"]
     pinned = "server and client pinned to a core each" if machine["pinned"] else "nothing pinned"
     cores = f"{machine['cores']} cores"
@@ -184,16 +224,24 @@ def page(results: dict[str, Any]) -> str:
     # netconduit is the name of conduit's distribution and of an earlier one.
     versions.update(results["versions"].get("conduit", {}))
     parts.append("Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) + ".")
-    parts += [table(name, workload) for name, workload in results["workloads"].items()]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts + tables)
 
 
-def fill(text: str, figures: str) -> str:
-    """Put figures in the marked place of a page."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{figures}\n\n{END}{rest.split(END)[1]}"
+def fill(text: str, figures: str, part: str) -> str:
+    """Put figures in the place of a page that is marked for their part."""
+    begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{figures}\n\n{end}{rest.split(end)[1]}"
+
+
+def main(source: Path, target: Path) -> None:
+    """Put a run's figures into a page, and leave the parts alone that were not measured."""
+    results, text = json.loads(source.read_text()), target.read_text()
+    for part in PARTS:
+        if figures := page(results, part):
+            text = fill(text, figures, part)
+    target.write_text(text)
 
 
 if __name__ == "__main__":
-    source, target = map(Path, sys.argv[1:3])
-    target.write_text(fill(target.read_text(), page(json.loads(source.read_text()))))
+    main(*map(Path, sys.argv[1:3]))

@@ -25,11 +25,25 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contestants import CONTESTANTS, load
 from benchmarks.machine import memory_kib, ticks_seconds
-from benchmarks.measures import KINDS, Measure, Result, cpu_seconds
+from benchmarks.measures import KINDS, Lag, Measure, Result, cpu_seconds
 from benchmarks.workloads import Point
 
 
-class Server:
+class Side:
+    """What both sides can be asked for."""
+
+    _lag: Lag
+
+    async def watch(self) -> None:
+        """Look how late timers are from now on."""
+        self._lag = Lag()
+
+    async def watched(self) -> Result:
+        """Return how late they were."""
+        return self._lag.end()
+
+
+class Server(Side):
     """Serves, and tells what that costs."""
 
     def __init__(self, name: str) -> None:
@@ -55,7 +69,7 @@ class Server:
         await self._contestant.stop()
 
 
-class Driver:
+class Driver(Side):
     """Connects and measures."""
 
     _measure: Measure

@@ -13,7 +13,7 @@ class Point:
 
     Attributes:
         label: What it is called within its workload.
-        kind: `calls`, `echo`, `connect`, `idle` or `broadcast`; see measures.py.
+        kind: `calls`, `echo`, `connect`, `idle`, `broadcast` or `nothing`; see measures.py.
         connections: Connections of the client's process.
         callers: Tasks per connection; each awaits one call after another.
         size: Bytes of the values that are echoed.
@@ -23,6 +23,9 @@ class Point:
         fresh: Whether the server's process is started for this point alone.
         rounds: At most so many rounds.
         warm_up: Whether it is done for a while before it counts.
+        cold: Whether what makes a second login cheap is forgotten before each.
+        beside: Whether somebody in a process of its own makes a call now and then meanwhile, and
+            both event loops are asked how late their timers are.
     """
 
     label: str
@@ -36,6 +39,8 @@ class Point:
     fresh: bool = False
     rounds: int = 100
     warm_up: bool = True
+    cold: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Workload:
         points: What is measured.
         floor: The floor that the rates are compared with.
         only: The contestants, where not everybody takes part.
-        part_of: `table` for the comparison, `page` for what else docs/performance.md shows.
+        part_of: `table` for the comparison, `page` for what else docs/performance.md shows, `hurt`
+            for what one peer does to another.
         seconds: Factor for the length of a measurement.
     """
 
@@ -72,6 +78,8 @@ def size_label(size: int) -> str:
             return f"{size // factor} {unit}"
     return f"{size} B"
 
+
+ALONE = Point("alone", "nothing", beside=True, warm_up=False, rounds=3)
 
 # Streams join the table as soon as there are streams: 100,000 small items from one call.
 WORKLOADS = {
@@ -134,5 +142,33 @@ WORKLOADS = {
         only=("conduit",),
         part_of="page",
         seconds=0.5,
+    ),
+    "hammer": Workload(
+        "a caller now and then, while others have a call in flight on each of 500 connections",
+        (
+            ALONE,
+            Point("500 connections", connections=500, beside=True, rounds=3),
+            Point("500 connections x 8 calls", connections=500, callers=8, beside=True, rounds=3),
+            Point("1 connection x 4,000 calls", callers=4000, beside=True, rounds=3),
+        ),
+        only=("F1", "conduit", "conduit-asyncio", "picows", "websockets"),
+        part_of="hurt",
+        seconds=2.0,
+    ),
+    "beside-large": Workload(
+        "a caller now and then, while another sends 64 MiB and gets them back, again and again",
+        (ALONE, Point("beside 64 MiB", "echo", size=64 * MIB - 64, beside=True, rounds=3)),
+        only=("conduit", "conduit-asyncio", "picows", "websockets"),
+        part_of="hurt",
+        seconds=2.0,
+        unit="MB/s",
+    ),
+    "logins": Workload(
+        "a caller now and then, while others log in and derive their keys by 600,000 iterations",
+        (ALONE, Point("beside logins", "connect", cold=True, beside=True, rounds=3)),
+        only=("conduit", "conduit-asyncio"),
+        part_of="hurt",
+        seconds=2.0,
+        unit="logins/s",
     ),
 }

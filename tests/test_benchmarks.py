@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import guard, guarded
 from benchmarks import run as benchmarks
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.guard import ALLOWED, judge
 from benchmarks.machine import describe
-from benchmarks.report import BEGIN, END, aims, fill, page, table
+from benchmarks.measures import PAUSE, Lag
+from benchmarks.report import PARTS, aims, fill, page, table
 from benchmarks.run import Run
-from benchmarks.workloads import WORKLOADS, Point, Workload
+from benchmarks.workloads import ALONE, WORKLOADS, Point, Workload
 
 pytest.importorskip("uvloop")
 
@@ -27,6 +34,14 @@ TINY = {
     "connect": Workload("connect", (Point("", "connect"),)),
     "broadcast": Workload("burst", (Point("", "broadcast", connections=3, count=20),), floor=""),
     "idle": Workload("idle", (Point("", "idle", count=10, rounds=1),), unit="KiB each"),
+    "hammer": Workload(
+        "load",
+        (ALONE, Point("others", connections=3, callers=2, beside=True)),
+        only=("F1", "conduit"),
+    ),
+    "logins": Workload(
+        "logins", (Point("", "connect", cold=True, beside=True),), only=("conduit",)
+    ),
 }
 
 
@@ -80,15 +95,45 @@ def test_rates_and_processor_time_are_those_of_the_calls(results: dict[str, Any]
     assert figures(results, "broadcast")["conduit"]["count"] == 60
 
 
+def test_a_caller_beside_others_and_late_timers_are_told_apart_from_the_rest(
+    results: dict[str, Any],
+) -> None:
+    alone, others = (point["by"] for point in results["workloads"]["hammer"]["points"])
+    assert alone.keys() == others.keys() == {"F1", "conduit"}
+    for found in (*alone.values(), *others.values()):
+        assert 0 < found["rare_p50"] <= found["rare_p99"] <= found["rare_max"] < 10_000
+        for side in ("server", "client"):
+            assert 0 <= found[f"{side}_lag_p99"] <= found[f"{side}_lag_max"] < 10_000
+    assert alone["conduit"]["rate"] == 0 < others["conduit"]["rate"]
+    text = table("hammer", results["workloads"]["hammer"])
+    assert len(text.splitlines()) == 8
+    assert "| conduit " in text
+    derived = figures(results, "logins")["conduit"]
+    assert derived["client_us"] > 10_000, "600,000 iterations are never done so fast"
+
+
+async def test_a_stall_counts_for_every_timer_that_was_due_in_it() -> None:
+    lag = Lag()
+    await asyncio.sleep(0)
+    time.sleep(40 * PAUSE)
+    await asyncio.sleep(2 * PAUSE)
+    found = lag.end()
+    assert found["max"] >= found["p99"] > 30 * PAUSE * 1e3
+
+
 def test_a_report_has_every_contestant_and_fits_the_page(results: dict[str, Any]) -> None:
     text = table("in-flight", results["workloads"]["in-flight"])
     assert [line for line in text.splitlines() if line.startswith("| conduit ")]
     assert "| 4 " in table("sweep", results["workloads"]["sweep"])
     assert "in-flight: " in aims(results)
     target = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
-    once = fill(target, page(results))
-    assert once.count(BEGIN) == once.count(END) == 1
-    assert fill(once, page(results)) == once
+    for part in PARTS:
+        figures = page(results, part)
+        assert ("**hammer**" in figures) == (part == "hurt")
+        once = fill(target, figures, part)
+        assert once.count(f"<!-- {part} -->") == once.count(f"<!-- end of {part} -->") == 1
+        assert fill(once, figures, part) == once
+    assert page(results | {"workloads": {}}, "hurt") == ""
     assert json.loads(json.dumps(results)) == results
 
 
@@ -109,3 +154,49 @@ def test_names_that_do_not_exist_are_refused() -> None:
     with pytest.raises(SystemExit, match="there is no contestant 'condiut'"):
         benchmarks.main(["--only", "condiut"])
     assert {name for w in WORKLOADS.values() for name in w.only} <= CONTESTANTS.keys()
+
+
+# The count of instructions
+
+
+def test_the_calls_that_are_counted_work() -> None:
+    command = [sys.executable, str(Path(guarded.__file__))]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run(command, env=environment, check=True, timeout=20)
+
+
+def test_more_instructions_than_allowed_are_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+    told = dict.fromkeys(("python", "compiler", "msgpack", "pydantic", "pydantic-core"), "1")
+    committed = {"ratio": 10.0, "instructions": 1000, **told}
+    assert judge("3.13", committed | {"ratio": 10 * ALLOWED - 0.01}, committed)
+    assert "fine" in capsys.readouterr().out
+    assert judge("3.13", committed | {"ratio": 9.0}, committed)
+    assert "COMMIT=1" in capsys.readouterr().out
+    assert not judge("3.13", committed | {"ratio": 10.6, "pydantic": "2"}, committed)
+    out = capsys.readouterr().out
+    assert "+6.0%, TOO MUCH, 5% are allowed" in out
+    assert "pydantic 1 -> 2" in out
+
+
+def test_without_valgrind_nothing_is_claimed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert guard.main([]) == 1
+    assert "NOT RUN: it needs valgrind" in capsys.readouterr().out
+    assert guard.main(["--if-possible"]) == 0
+    assert "NOT RUN: it needs valgrind" in capsys.readouterr().out
+
+
+def test_a_build_of_python_that_nothing_is_known_of_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/valgrind")
+    monkeypatch.setattr(
+        guard, "find", lambda version: ("python", {"build": "odd"}) if version > "3.11" else None
+    )
+    assert guard.main([]) == 1
+    out = capsys.readouterr().out
+    assert "Python 3.10 is not here" in out
+    assert "Python 3.13 is another build than was committed: odd" in out
+    assert "NOT RUN" in out

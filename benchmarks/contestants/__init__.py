@@ -8,7 +8,7 @@ from typing import Any
 
 from .base import Contestant
 
-ALL = frozenset({"calls", "echo", "connect", "idle", "broadcast"})
+ALL = frozenset({"calls", "echo", "connect", "idle", "broadcast", "nothing"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ CONTESTANTS = {
         "F1: raw uvloop, one write per frame",
         "floors:OneWritePerFrame",
         ("uvloop",),
-        can=frozenset({"calls", "connect", "idle"}),
+        can=frozenset({"calls", "connect", "idle", "nothing"}),
         floor=True,
     ),
     "Fc": Entry(

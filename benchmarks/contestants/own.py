@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from conduit import Client, Limits, Server
+from conduit.transport.keys import forget_keys
 
 from .base import HOST, LARGEST, PASSWORD, Contestant, Heard
 
@@ -46,6 +47,9 @@ class Conduit(Contestant):
 
         await client.connect()
         return Session(client)
+
+    def forget(self) -> None:
+        forget_keys(PASSWORD)
 
     async def broadcast(self, count: int) -> None:
         for n in range(count):

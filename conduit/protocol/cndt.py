@@ -18,7 +18,8 @@ swallows what still comes, because the other side may not have read our CLOSE ye
 Reading. `receive` parses by offset and looks the first eight bytes of a header up in the words that
 the state accepts, which checks magic, version, type, flags and state at once. Frames that belong to
 the session (sequence numbers, acknowledgements, pings) are dealt with here; the rest goes up as
-`Frame`, payload not decoded.
+`Frame`, payload not decoded. The rest of a large frame is read to a buffer that can be used again,
+or, when it is mostly `bytes`, right to the object that the handler or the caller gets.
 
 Writing. `send` numbers a frame and appends it; `take` returns what is to be written and puts the
 sequenced part of it into the outbox. What is not sequenced goes ahead of what is.
@@ -29,6 +30,7 @@ After the first error the peer is CLOSED for good.
 from __future__ import annotations
 
 import enum
+import io
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -59,13 +61,14 @@ from .frames import (
     FrameType,
     NotConduit,
     OtherVersion,
+    Parted,
     not_conduit,
     tolerate,
     type_name,
     word,
 )
 from .login import ClientLogin, ServerLogin
-from .payload import decode, inflate
+from .payload import PLACEHOLDER, decode, inflate, large_bytes
 from .scram import Keys, Verifier
 from .session import ACK_BYTES, ACK_FRAMES
 from .writer import COMPRESS_MOST, FrameWriter
@@ -74,6 +77,10 @@ __all__ = ["ACCEPTS", "CNDT", "State"]
 
 BUFFERED: Final = 128 * 1024
 """Bytes from which an unfinished frame gets a buffer of its own."""
+APART: Final = 4 * 1024 * 1024 - ENVELOPE
+"""Size from which `bytes` are read to where they are to stay. What is smaller is faster in a buffer
+that is used again, and copied from there: new memory costs more than the copy.
+"""
 LOGIN_BYTES: Final = 4096
 PINGS: Final = 100
 """Pings that a peer may send within `PING_WINDOW` milliseconds."""
@@ -175,6 +182,7 @@ class CNDT(FrameWriter):
     __slots__ = (
         "_accepts",
         "_allocate",
+        "_apart",
         "_ends_in",
         "_filled",
         "_heard_bytes",
@@ -205,6 +213,7 @@ class CNDT(FrameWriter):
         self._missing = 0
         self.large: memoryview | None = None
         self._filled = 0
+        self._apart: io.BytesIO | None = None
         self._heard_bytes = 0
         self._inflates = False
         self._pings_in = _Rate(PINGS)
@@ -300,6 +309,9 @@ class CNDT(FrameWriter):
         if large is None or self._filled < self._ends_in:
             return []
         self.large = None
+        if self._apart is not None:
+            self._apart.seek(self._filled)
+            return []
         return self.receive(large[: self._ends_in])
 
     def receive(self, data: bytes | memoryview) -> list[Event]:
@@ -312,6 +324,8 @@ class CNDT(FrameWriter):
         if self.state is _CLOSED:
             return events
         if self._partial:
+            if self._apart is not None:
+                return self._receive_apart(self._apart, data)
             self._missing -= len(data)
             if self._missing > 0:
                 self._partial += bytes(data)
@@ -412,10 +426,53 @@ class CNDT(FrameWriter):
             self._partial = rest
             self._missing = size - len(rest)
             return
-        self.large = self._allocate(size)
-        self.large[: len(rest)] = rest
-        self._filled = len(rest)
-        self._ends_in = size
+        if size < APART or not self._wait_apart(rest, size):
+            self.large = self._allocate(size)
+            self.large[: len(rest)] = rest
+            self._filled = len(rest)
+            self._ends_in = size
+
+    def _wait_apart(self, rest: bytes, size: int) -> bool:
+        """Let the large `bytes` of a frame be read to where they are to stay, if there are any."""
+        first, _, id, stamp, number = HEADER.unpack_from(rest)
+        begin, end = large_bytes(memoryview(rest)[HEADER_SIZE:], size - HEADER_SIZE, APART)
+        begin, end = begin + HEADER_SIZE, end + HEADER_SIZE
+        behind = size - end
+        if begin == end or len(rest) >= end or behind > ENVELOPE:
+            return False
+        # Parsed as a frame of its own when all is there, so that it is checked like any other.
+        payload = rest[HEADER_SIZE : begin - _BIN_PREFIX] + PLACEHOLDER
+        self._partial = HEADER.pack(first, len(payload) + behind, id, stamp, number) + payload
+        # BytesIO alone lends out memory to read to, and then hands it over uncopied as `bytes`. It
+        # copies while it is lent out, and event loops hold a buffer until they have told that it is
+        # filled. So the last byte is not read there.
+        self._apart = io.BytesIO(bytes(end - begin))
+        self._filled = self._apart.write(rest[begin:])
+        self._ends_in = end - begin - 1
+        self._missing = 1 + behind
+        if self._filled < self._ends_in:
+            self.large = self._apart.getbuffer()
+        return True
+
+    def _receive_apart(self, apart: io.BytesIO, data: bytes | memoryview) -> list[Event]:
+        """Take the last byte of large `bytes` and what is behind them, and so the frame."""
+        missing = self._missing
+        self._missing -= len(data)
+        rest = data[:missing]
+        if apart.tell() == self._ends_in:
+            apart.write(rest[:1])
+            rest = rest[1:]
+        self._partial += rest
+        if self._missing > 0:
+            return []
+        frame, self._partial, self._apart = self._partial, b"", None
+        large = apart.getvalue()
+        self._heard_bytes += len(large)
+        events = self.receive(frame)
+        for at, event in enumerate(events):
+            if type(event) is tuple:  # and not an error that the frame turned out to be
+                events[at] = (*event[:3], Parted(frame[HEADER_SIZE:], large))
+        return events + self.receive(data[missing:])
 
     def _unsequenced(
         self, type: int, flags: int, id: int, payload: bytes | memoryview, events: list[Event]
@@ -536,6 +593,8 @@ class CNDT(FrameWriter):
         self._enter(State.CLOSED)
 
 
+_BIN_PREFIX: Final = 5
+"""Bytes of the token before large `bytes`."""
 _ACK: Final = word(FrameType.ACK)
 _PING: Final = word(FrameType.HEARTBEAT_PING, PRIORITY)
 _PONG: Final = word(FrameType.HEARTBEAT_PONG)

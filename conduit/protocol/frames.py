@@ -30,6 +30,8 @@ __all__ = [
     "FrameType",
     "NotConduit",
     "OtherVersion",
+    "Parted",
+    "Payload",
     "not_conduit",
     "tolerate",
     "type_name",
@@ -95,12 +97,35 @@ class CloseCode(enum.IntEnum):
     HEARTBEAT_TIMEOUT = 4422
 
 
-Frame = tuple[int, int, int, "bytes | memoryview"]
+class Parted:
+    """A payload whose large `bytes` are there already as the object that they stand for.
+
+    Attributes:
+        rest: The payload with payload.py's `PLACEHOLDER` for them.
+        large: They.
+    """
+
+    __slots__ = ("large", "rest")
+
+    def __init__(self, rest: bytes | memoryview, large: bytes) -> None:
+        self.rest = rest
+        self.large = large
+
+    def __len__(self) -> int:
+        # As long as it came, which credit is counted by: five bytes said the length of `large`, and
+        # three hold its place.
+        return len(self.rest) + len(self.large) + 2
+
+
+Payload = bytes | memoryview | Parted
+"""MessagePack, not decoded yet."""
+
+Frame = tuple[int, int, int, Payload]
 """A frame that was received: type, flags, correlation id (0 for none), payload.
 
 A plain tuple, because an object with names takes four times as long to make, which is a twentieth
 of a call. The payload is MessagePack, not decoded yet; a memoryview is valid only until the next
-frame of the same connection is read.
+frame of the same connection is read, and a `Parted` has its large `bytes` apart.
 """
 
 ACCEPTED_FLAGS: Final[dict[int, tuple[int, ...]]] = {

@@ -6,6 +6,9 @@ containers, because a megabyte of empty lists would otherwise make a hundred meg
 and extension types are refused, timestamps among them. Payloads up to 256 bytes cannot do harm and
 skip the walk.
 
+Very large `bytes` are not in a payload at all when it is decoded: they were read from the socket to
+their own place, and a `Parted` has them beside the rest.
+
 Writing. A `Packer` that is kept costs half of `packb`. It must not be used from two threads, nor
 again from inside its own `default`, so there is one `Encoder` per event loop.
 """
@@ -19,14 +22,26 @@ import enum
 import pathlib
 import uuid
 import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 from msgpack import Packer, Unpacker, unpackb
 
 from ..exceptions import InvalidParams, PayloadTooLarge, ProtocolError
-from .frames import CloseCode
+from .frames import CloseCode, Parted, Payload
 
-__all__ = ["LARGE", "Encoder", "decode", "deflate", "inflate", "plain", "read_credit"]
+__all__ = [
+    "LARGE",
+    "PLACEHOLDER",
+    "Encoder",
+    "decode",
+    "deflate",
+    "inflate",
+    "large_bytes",
+    "plain",
+    "read_credit",
+]
 
 LARGE: Final = 64 * 1024
 """Bytes from which a `bytes` value at the end of a payload is sent without being copied."""
@@ -38,7 +53,29 @@ _CONTAINERS: Final = 100_000
 """Lists and maps that a payload may hold; more in proportion, from 1 MiB on."""
 
 
-def decode(payload: bytes | memoryview) -> Any:
+PLACEHOLDER: Final = b"\xc7\x00\x00"
+"""Stands for the large `bytes` of a `Parted`: an empty extension, which no peer may send."""
+
+
+def large_bytes(start: bytes | memoryview, size: int, least: int) -> tuple[int, int]:
+    """Find the `bytes` that a large payload mostly is.
+
+    Args:
+        start: What is there of the payload so far.
+        size: Bytes that it will have.
+        least: What the `bytes` must have.
+
+    Returns:
+        Where their content begins and ends; 0 and 0 when there are none, or when that cannot be
+        told from what is there. Whether the rest of the payload is right is for `decode` to find.
+    """
+    for first, begin, end, _ in islice(_tokens(start), _FEW_TOKENS):
+        if first == _BIN_32 and end - begin >= least:
+            return (begin, end) if begin <= len(start) and end <= size else (0, 0)
+    return 0, 0
+
+
+def decode(payload: Payload) -> Any:
     """Decode one payload.
 
     Args:
@@ -52,16 +89,21 @@ def decode(payload: bytes | memoryview) -> Any:
     """
     try:
         size = len(payload)
-        if size <= _UNCHECKED:
-            return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
+        if size <= _UNCHECKED:  # and so no Parted; asking first would cost every small call
+            return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)  # type: ignore[arg-type]
+        fill: Callable[[int, bytes], Any] = _refuse_extension
+        if isinstance(payload, Parted):
+            fill = _give_once(payload.large)
+            payload = payload.rest
+            size = len(payload)
         _check_lengths(payload, size)
         if size <= _BUDGETED:
-            return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)
+            return unpackb(payload, max_ext_len=0, ext_hook=fill)
         budget = _Budget(max(_CONTAINERS, size * _CONTAINERS >> 20))
         return unpackb(
             payload,
             max_ext_len=0,
-            ext_hook=_refuse_extension,
+            ext_hook=fill,
             list_hook=budget.spend_list,
             object_hook=budget.spend_map,
         )
@@ -75,6 +117,19 @@ def decode(payload: bytes | memoryview) -> Any:
             f"a payload of {len(payload)} bytes is not MessagePack: {type(exc).__name__}: {exc}",
             close_code=CloseCode.BAD_PAYLOAD,
         ) from exc
+
+
+def _give_once(large: bytes) -> Callable[[int, bytes], Any]:
+    """Return what fills the place of large `bytes`.
+
+    An extension of the peer's own would take them, so that none are left, which is an error.
+    """
+    left = [large]
+
+    def give(code: int, data: bytes) -> bytes:
+        return left.pop()
+
+    return give
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
@@ -120,6 +175,7 @@ def _check_lengths(payload: bytes | memoryview, size: int) -> None:
 # What follows the first byte of a token: (bytes of length field, bytes added to it, kind). Kinds:
 # 0 a scalar, 1 a list, 2 a map. From the MessagePack specification's table of formats.
 _SCALAR, _LIST, _MAP = 0, 1, 2
+_BIN_32: Final = 0xC6
 _TOKENS: Final[dict[int, tuple[int, int, int]]] = {
     **dict.fromkeys((192, 194, 195), (0, 0, _SCALAR)),
     **{0xC4 + power: (1 << power, 0, _SCALAR) for power in range(3)},  # bin 8, 16, 32
@@ -139,41 +195,51 @@ _TOKENS: Final[dict[int, tuple[int, int, int]]] = {
 }
 
 
+def _tokens(payload: bytes | memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """Walk through a payload, or the start of one, as far as it is there and means something.
+
+    Returns:
+        Of each token its first byte, where its content begins and ends if it is a scalar, and how
+        many values it holds if it is not.
+    """
+    position, there = 0, len(payload)
+    while position < there:
+        first = payload[position]
+        position += 1
+        if first & 0xF0 == 0x90:
+            yield first, position, position, first & 0x0F
+        elif first & 0xF0 == 0x80:
+            yield first, position, position, 2 * (first & 0x0F)
+        elif first in _TOKENS:
+            width, extra, kind = _TOKENS[first]
+            length = int.from_bytes(payload[position : position + width], "big")
+            position += width
+            if kind == _SCALAR:
+                yield first, position, position + length + extra, 0
+                position += length + extra
+            else:
+                yield first, position, position, kind * length
+        else:
+            return
+
+
 def _has_few_tokens(payload: bytes | memoryview, size: int) -> bool:
     """Whether a large payload is a handful of tokens, every length true.
 
     Such a payload is mostly one `bytes` or `str`. Walking it here spares `skip()`, which would copy
     all of it first.
     """
-    position, wanted = 0, 1
-    for _ in range(_FEW_TOKENS):
+    wanted = 1
+    for _, _, end, holds in islice(_tokens(payload), _FEW_TOKENS):
+        wanted += holds - 1
+        if end > size or wanted > size:
+            return False
         if wanted == 0:
-            return position == size
-        if position >= size:
-            return False
-        first = payload[position]
-        position += 1
-        if first & 0xF0 == 0x90:
-            wanted += (first & 0x0F) - 1
-        elif first & 0xF0 == 0x80:
-            wanted += 2 * (first & 0x0F) - 1
-        elif first in _TOKENS:
-            width, extra, kind = _TOKENS[first]
-            length = int.from_bytes(payload[position : position + width], "big")
-            position += width
-            wanted -= 1
-            if kind == _SCALAR:
-                position += length + extra
-            else:
-                wanted += kind * length
-        else:
-            return False
-        if position > size or wanted > size:
-            return False
+            return end == size
     return False
 
 
-def read_credit(payload: bytes | memoryview) -> tuple[int, int]:
+def read_credit(payload: Payload) -> tuple[int, int]:
     """Return items and bytes, what STREAM_CREDIT carries.
 
     Raises:

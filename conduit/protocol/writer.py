@@ -101,13 +101,16 @@ class FrameWriter:
             self.due = 0
         return word, payload
 
-    def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
-        """Queue a sequenced frame whose payload is `head` and `tail`; the tail is not copied."""
+    def send_split(self, word: int, id: int, head: bytes, large: bytes, end: bytes = b"") -> None:
+        """Queue a sequenced frame whose payload is these three; the large one is not copied."""
         session = self.session
         session.sent = number = session.sent + 1
-        header = HEADER.pack(word, len(head) + len(tail), id, self._clock(), number & 0xFFFFFFFF)
+        size = len(head) + len(large) + len(end)
+        header = HEADER.pack(word, size, id, self._clock(), number & 0xFFFFFFFF)
         self._sealed.append(b"".join((*self._out, header, head)))
-        self._sealed.append(tail)
+        self._sealed.append(large)
+        if end:
+            self._sealed.append(end)
         self._out.clear()
 
     def send_urgent(self, word: int, id: int, payload: bytes = b"") -> None:

@@ -27,7 +27,7 @@ from ..exceptions import (
     Unavailable,
 )
 from ..protocol.events import Capabilities
-from ..protocol.frames import SEQUENCED, CloseCode, FrameType, word
+from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, Encoder, decode
 from .line import Line
 from .loop import Sweep
@@ -55,6 +55,8 @@ _NEVER: Final = math.inf
 LEAST_SHARE: Final = 8
 """Frames that are worth a write of their own."""
 _PREFIXES: Final = 1024
+_NOTHING_LARGE: Final[frozenset[str]] = frozenset()
+"""Shared by most connections, because an empty set takes 216 bytes."""
 NAME_BYTES: Final = 256
 
 Params = Mapping[str, Any] | Sequence[Any] | BaseModel | None
@@ -121,7 +123,7 @@ class Calls:
         self._pending: _Table = {}
         self._replies: _Table = {}
         self._prefixes: dict[str, bytes] = {}
-        self._large: frozenset[str] = frozenset()  # shared while empty; a set takes 216 bytes
+        self._large = _NOTHING_LARGE
         self.late = 0
 
     def opened(self, peer: Capabilities) -> None:
@@ -176,7 +178,7 @@ class Calls:
         self._next_id = id + 2
         pending[id] = (future, deadline, method, seconds)
         if tail:
-            outlet.send_split(_REQUEST, id, prefix + packed, tail + suffix if suffix else tail)
+            outlet.send_split(_REQUEST, id, prefix + packed, tail, suffix)
         elif suffix:
             outlet.protocol.send(_REQUEST, id, prefix + packed + suffix)
         else:
@@ -318,7 +320,7 @@ class Calls:
         if self._line.waiters:
             self._move()
 
-    def answered(self, id: int, payload: bytes | memoryview) -> bool:
+    def answered(self, id: int, payload: Payload) -> bool:
         """Take RPC_RESPONSE; True when somebody waited for it."""
         try:
             body = decode(payload)
@@ -337,7 +339,7 @@ class Calls:
         self.late += 1
         return False
 
-    def replied(self, id: int, payload: bytes | memoryview) -> bool:
+    def replied(self, id: int, payload: Payload) -> bool:
         """Take the reply to a message; True when somebody waited for it."""
         try:
             body = decode(payload)
@@ -352,7 +354,7 @@ class Calls:
         entry[0].set_result(body[1:])
         return True
 
-    def refused(self, id: int, payload: bytes | memoryview) -> bool:
+    def refused(self, id: int, payload: Payload) -> bool:
         """Take RPC_ERROR; True when somebody waited for it."""
         body = decode(payload)
         if (

@@ -29,7 +29,7 @@ from ..protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from ..protocol.frames import REPLY, CloseCode, FrameType
+from ..protocol.frames import REPLY, CloseCode, FrameType, Payload
 from ..protocol.session import Session
 from ..rpc.caller import Caller, convert
 from .calls import DEFAULT, HANDLING, Calls, Default, Params, closed_again
@@ -603,7 +603,7 @@ class Connection:
                 outlet.flush()
             outlet.protocol.due = 0
 
-    def _handle_rarer(self, type: int, id: int, payload: bytes | memoryview) -> bool:
+    def _handle_rarer(self, type: int, id: int, payload: Payload) -> bool:
         """Handle the frames that are seldom; True when a caller can go on."""
         if type == FrameType.RPC_ERROR:
             return self._calls.refused(id, payload)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
+from ..protocol.payload import LARGE
 from .connection import Connection
 from .loop import Shared
 
@@ -90,7 +91,8 @@ class SocketLink(asyncio.BufferedProtocol):
         """Send bytes; after the end they have nowhere to go."""
         if self._writable:
             try:
-                self._transport.write(data)
+                # asyncio before 3.12 cuts off what it has sent at once, which copies bytes.
+                self._transport.write(data if len(data) < LARGE else memoryview(data))
             except RuntimeError:  # uvloop, when the transport was closed by somebody else
                 self._writable = False
 

@@ -28,7 +28,7 @@ from ..exceptions import (
     Unavailable,
 )
 from ..protocol.events import Capabilities
-from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, word
+from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import Encoder, decode, read_credit
 from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, too_large
 from .line import Line
@@ -248,7 +248,7 @@ class Messages:
         if self._line.waiters and self._has_room():
             self._line.move()
 
-    def credit(self, payload: bytes | memoryview) -> None:
+    def credit(self, payload: Payload) -> None:
         """Take STREAM_CREDIT of stream 0."""
         count, size = read_credit(payload)
         self._count += count
@@ -257,7 +257,7 @@ class Messages:
 
     # In.
 
-    def receive(self, flags: int, id: int, payload: bytes | memoryview) -> None:
+    def receive(self, flags: int, id: int, payload: Payload) -> None:
         """Take MESSAGE that is not a reply to a request, and see to its handler."""
         serving = self._serving
         if serving.held:

@@ -117,9 +117,9 @@ class Outlet:
         else:
             self.flush()
 
-    def send_split(self, word: int, id: int, head: bytes, tail: bytes) -> None:
-        """Send a sequenced frame with a large end that is not to be copied."""
-        self.protocol.send_split(word, id, head, tail)
+    def send_split(self, word: int, id: int, head: bytes, large: bytes, end: bytes = b"") -> None:
+        """Send a sequenced frame with a large part that is not to be copied."""
+        self.protocol.send_split(word, id, head, large, end)
         self.flush()
 
     def push(self, frame: bytes) -> None:

@@ -28,7 +28,7 @@ from ..exceptions import (
     Unavailable,
 )
 from ..protocol.events import Capabilities
-from ..protocol.frames import SEQUENCED, CloseCode, FrameType, word
+from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, Encoder, decode
 from .loop import Sweep
 from .outlet import Outlet
@@ -190,7 +190,7 @@ class Serving:
     def __len__(self) -> int:
         return len(self._running)
 
-    def request(self, id: int, payload: bytes | memoryview) -> None:
+    def request(self, id: int, payload: Payload) -> None:
         """Take RPC_REQUEST and see to its answer."""
         try:
             body = decode(payload)

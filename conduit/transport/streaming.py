@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from ..exceptions import ConnectionClosed, ConnectionLost, InvalidParams, ProtocolError, RPCError
 from ..protocol.events import Peer
-from ..protocol.frames import CloseCode, FrameType
+from ..protocol.frames import CloseCode, FrameType, Payload
 from ..protocol.payload import Encoder, decode, read_credit
 from .calls import Calls, Params
 from .outlet import Outlet
@@ -144,7 +144,7 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    def receive(self, type: int, id: int, payload: bytes | memoryview) -> None:
+    def receive(self, type: int, id: int, payload: Payload) -> None:
         """Take STREAM_ITEM, STREAM_END or STREAM_CREDIT of a call.
 
         What comes for a call that is over, or has no such stream, is late and means nothing.
@@ -305,7 +305,7 @@ def _lost(error: ConnectionClosed) -> ConnectionLost:
     return lost
 
 
-def _receive_items(receiver: Receiver, payload: bytes | memoryview) -> None:
+def _receive_items(receiver: Receiver, payload: Payload) -> None:
     try:
         items = decode(payload)
     except RPCError as exc:  # well formed, and yet refused: that is the end of this stream

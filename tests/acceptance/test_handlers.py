@@ -38,6 +38,7 @@ from conduit import (
 from tests.acceptance import raw
 from tests.acceptance.raw import Relay, logged_in, make_verifier
 from tests.acceptance.support import (
+    FAST_LOGIN,
     neighbourhood,
     new_client,
     new_server,
@@ -1757,6 +1758,30 @@ async def test_compression_carries_large_values_both_ways() -> None:
             value = {"text": "abc " * (size // 4), "end": b"\x00" * 10}
             assert await within(client.rpc.call("echo", args=data(value=value))) == value
             assert await within(client.request("echo", value)) == value
+
+
+async def test_bytes_of_many_mebibytes_arrive_however_they_are_passed() -> None:
+    """As the only value, behind and before others, with a deadline, in answers and in messages."""
+    limits = FAST_LOGIN.model_copy(update={"max_payload": 17 << 20})
+    server = new_server(limits=limits)
+
+    @server.rpc
+    async def echo(value: Any, other: Any = None) -> Any:
+        return value
+
+    @server.on("echo")
+    async def on_echo(client: Any, message: Any) -> Any:
+        return message
+
+    values = [bytes([number]) * size for number, size in enumerate((4 << 20, 9_000_000, 16 << 20))]
+    async with neighbourhood(server), new_client(server, limits=limits) as client:
+        for value in values:
+            assert await within(client.rpc.echo(value=value)) == value
+            assert await within(client.rpc.call("echo", args=data(value=value), timeout=9)) == value
+            assert await within(client.rpc.call("echo", args=[value[9:], "x"])) == value[9:]
+            assert await within(client.request("echo", value)) == value
+        every = await within(asyncio.gather(*(client.rpc.echo(value=value) for value in values)))
+        assert every == values
 
 
 async def test_a_ping_measures_the_way_there_and_back() -> None:

@@ -24,6 +24,7 @@ from conduit.protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
+from conduit.protocol.frames import Parted, Payload
 from conduit.protocol.login import ClientLogin, ServerLogin
 from conduit.protocol.scram import Verifier, derive_keys
 from conduit.protocol.session import Session
@@ -66,7 +67,7 @@ class Frame(NamedTuple):
     type: int
     flags: int
     id: int
-    payload: bytes | memoryview
+    payload: Payload
 
 
 # Ways to cut bytes into pieces.
@@ -138,7 +139,7 @@ def _kept(event: Event) -> Event:
     """Copy the payload, which is only valid until the next bytes come."""
     if type(event) is tuple:
         type_, flags, id, payload = event
-        return Frame(type_, flags, id, bytes(payload))
+        return Frame(type_, flags, id, payload if isinstance(payload, Parted) else bytes(payload))
     return event
 
 

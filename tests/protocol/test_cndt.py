@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conduit.exceptions import AuthenticationError, ProtocolError
-from conduit.protocol.cndt import ACCEPTS, CNDT, State
+from conduit.protocol.cndt import ACCEPTS, APART, CNDT, State
 from conduit.protocol.events import (
     Broken,
     Capabilities,
@@ -29,7 +29,8 @@ from conduit.protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from conduit.protocol.frames import ENVELOPE, FrameType, word
+from conduit.protocol.frames import ENVELOPE, FrameType, Parted, word
+from conduit.protocol.payload import decode
 from conduit.protocol.writer import LARGE_FRAME
 from tests.golden_frames import GOLDEN
 from tests.protocol.pair import (
@@ -570,6 +571,183 @@ def test_a_read_that_was_under_way_for_nothing_changes_nothing(server: CNDT) -> 
     assert server.buffer_filled(0) == []
 
 
+# Large bytes, which are read to where they are to stay
+
+HUGE = Capabilities(frame_max=2 * APART)
+FILE = {"name": "a file", "data": pattern(APART)}
+HEAD = len(pack(["put", {**FILE, "data": b""}])) + 3  # where the data begins: four bytes of length
+
+
+def payloads_of(events: list[Event]) -> list[Any]:
+    return [decode(event.payload) for event in events if isinstance(event, Frame)]
+
+
+def lengths_of(events: list[Event]) -> list[int]:
+    return [len(event.payload) for event in events if isinstance(event, Frame)]
+
+
+def parted(events: list[Event]) -> list[bool]:
+    return [isinstance(event.payload, Parted) for event in events if isinstance(event, Frame)]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "is_parted"),
+    [
+        ([], False),
+        ([10], False),  # not even a header: one buffer for the whole frame, as for any other
+        ([32], False),
+        ([31 + HEAD], False),  # without the token's last byte
+        ([32 + HEAD], True),
+        ([33 + HEAD], True),
+        ([LARGE, 2 * LARGE], True),
+        ([1000, -1], True),
+        ([1000, -2, -1], True),
+        ([-2, -1], True),
+        ([-1], True),
+    ],
+)
+def test_large_bytes_at_the_end_arrive_at_any_cut(cuts: list[int], is_parted: bool) -> None:
+    buffers = Buffers()
+    server = server_in(State.OPEN, allocate=buffers, capabilities=HUGE)
+    data = message(1, pack(["put", FILE]))
+    behind = message(2, pack(["behind", None]))
+    for places in (cuts, [*cuts, len(data)]):
+        events = feed(server, data + behind, cut_at(*(cut % len(data) for cut in places)))
+        assert payloads_of(events) == [["put", FILE], ["behind", None]]
+        assert lengths_of(events) == [len(data) - 32, len(behind) - 32], "as credit counts them"
+        assert parted(events) == [is_parted, False]
+        assert server.buffer() is None
+        assert not server.eof()
+        assert server.session.received == 2
+        assert [frame[5] for frame in frames_of(written(server))] == [ACK]
+        server = server_in(State.OPEN, allocate=buffers, capabilities=HUGE)
+    assert not (is_parted and buffers.sizes)
+
+
+@pytest.mark.parametrize("end", [0, 1, 2, 9, 10, 11])
+def test_large_bytes_arrive_with_something_behind_them(end: int) -> None:
+    """The deadline of a call comes last, as do parameters that are given last."""
+    value = ["put", [pattern(APART), "x"], {"ttl": 5000}]
+    data, behind = message(1, pack(value)), message(2, pack(["behind", None]))
+    ttl = len(pack(["x", {"ttl": 5000}])) - 1
+    assert ttl == 10
+    for cuts in ([1000, len(data) - ttl + 4 - end], [1000, -end - 1, -end], [-end - 2, -1]):
+        server = server_in(State.OPEN, capabilities=HUGE)
+        places = cut_at(*(cut % len(data) for cut in cuts))
+        events = feed(server, data + behind, places)
+        assert payloads_of(events) == [value, ["behind", None]]
+        assert lengths_of(events) == [len(data) - 32, len(behind) - 32]
+        assert server.session.received == 2
+        assert not server.eof()
+
+
+@pytest.mark.parametrize("size", [1500, 64 * KIB, MIB])
+def test_large_bytes_arrive_in_pieces_and_each_in_memory_of_its_own(size: int) -> None:
+    server = server_in(State.OPEN, capabilities=HUGE)
+    values = [pattern(APART + number, number) for number in range(3)]
+    data = b"".join(message(n, pack(["put", value])) for n, value in enumerate(values, 1))
+    events = feed(server, data, pieces_of(size))
+    assert payloads_of(events) == [["put", value] for value in values]
+    assert all(parted(events))
+
+
+def test_the_link_ends_within_large_bytes() -> None:
+    server = server_in(State.OPEN, capabilities=HUGE)
+    data = message(1, pack(["put", pattern(APART)]))
+    for start, end in ((0, 1000), (1000, -1)):
+        assert feed(server, data[start:end]) == []
+        assert server.eof()
+    assert server.buffer() is None
+    assert server.receive(b"") == []
+    assert len(feed(server, data[-1:])) == 1
+    assert not server.eof()
+
+
+@pytest.mark.parametrize("end", [MIB, -1])
+def test_a_peer_that_is_closed_within_large_bytes_stays_closed(end: int) -> None:
+    server = server_in(State.OPEN, capabilities=HUGE)
+    data = message(1, pack(["put", pattern(APART)]))
+    assert feed(server, data[:end]) == []
+    room = server.buffer()
+    server.close(1000, "enough")
+    if room is not None:
+        assert server.buffer_filled(len(room)) == []
+    assert server.receive(data[end:]) == []
+    assert goodbye(server) == (1000, "enough")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        pack([]),  # something behind the end
+        b"\x92" + b"\xc7\x00\x00",  # an extension, that of the placeholder
+        b"\x92" + b"\xc7\x00\x05",
+        b"\x92" + b"\xd4\x01\x00",
+        b"\x92" + b"\xff" * 8,
+        b"\x92" + b"\xa2\xff\xff",  # text that is none
+        b"\x91" + b"\x81",  # a key that is bytes is fine, but then there is no value
+        b"\xdc\xff\xff",  # 65,535 of them
+        b"\xc1",
+    ],
+)
+def test_what_is_wrong_before_large_bytes_is_found(start: bytes) -> None:
+    """The same as when the frame comes in one piece."""
+    payload = start + pack(pattern(APART))
+    for cuts in ([], [1000]):
+        server = server_in(State.OPEN, capabilities=HUGE)
+        events = feed(server, message(1, payload), cut_at(*cuts))
+        with pytest.raises(ProtocolError):
+            payloads_of(events)
+
+
+def test_a_frame_of_an_extension_with_large_bytes_is_ignored() -> None:
+    server = server_in(State.OPEN, capabilities=HUGE)
+    data = frame(200, payload=pack(pattern(APART))) + message(1, b"next")
+    events = feed(server, data, cut_at(1000))
+    assert [event.payload for event in events if isinstance(event, Frame)] == [b"next"]
+
+
+@pytest.mark.parametrize("behind", [b"\xc7\x00\x00", b"\xc1", b"", b"\xa5four", pack(1) + pack(2)])
+def test_what_is_wrong_behind_large_bytes_is_found(behind: bytes) -> None:
+    payload = b"\x93" + pack("put") + pack(pattern(APART)) + behind
+    server = server_in(State.OPEN, capabilities=HUGE)
+    events = feed(server, message(1, payload), cut_at(1000))
+    assert parted(events) == [True]
+    with pytest.raises(ProtocolError):
+        payloads_of(events)
+
+
+def test_what_only_seems_to_end_with_large_bytes_is_read_like_any_other() -> None:
+    for value in (pattern(APART).hex(), {"data": pattern(APART), "more": bytes(ENVELOPE)}):
+        payload = pack(["put", value])
+        for cut in (1000, -1):
+            server = server_in(State.OPEN, capabilities=HUGE)
+            data = message(1, payload)
+            events = feed(server, data, cut_at(cut % len(data)))
+            assert [event.payload for event in events if isinstance(event, Frame)] == [payload]
+
+
+def test_three_bytes_of_a_length_are_not_taken_for_four() -> None:
+    """Cut there, what is there of the length seems to fit the frame's, and is a lie."""
+    server = server_in(State.OPEN, capabilities=HUGE)
+    payload = b"\xc6" + (APART << 8).to_bytes(4, "big") + pattern(APART - 1)
+    events = feed(server, message(1, payload), cut_at(32 + 4))
+    assert parted(events) == [False]
+    with pytest.raises(ProtocolError):
+        payloads_of(events)
+
+
+def test_a_key_that_comes_twice_before_large_bytes_has_its_last_value() -> None:
+    value = pattern(APART)
+    payload = (
+        b"\x83" + pack("data") + pack(1) + pack("other") + pack(2) + pack("data") + pack(value)
+    )
+    for cuts in ([], [1000]):
+        server = server_in(State.OPEN, capabilities=HUGE)
+        events = feed(server, message(1, payload), cut_at(*cuts))
+        assert payloads_of(events) == [{"data": value, "other": 2}]
+
+
 @pytest.mark.parametrize("limit", [1000, MIB, 4 * MIB])
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_length_above_the_limit_is_refused_before_room_is_made(side: str, limit: int) -> None:
@@ -848,16 +1026,33 @@ def test_what_has_no_number_goes_first_and_close_goes_last(server: CNDT) -> None
     assert server.take() == []
 
 
-def test_a_large_end_is_written_without_a_copy(server: CNDT) -> None:
+@pytest.mark.parametrize("end", [b"", b"end"])
+def test_a_large_part_is_written_without_a_copy(server: CNDT, end: bytes) -> None:
     tail = bytes(LARGE)
-    server.send_split(word(RPC_RESPONSE, SEQUENCED), 1, b"head", tail)
+    server.send_split(word(RPC_RESPONSE, SEQUENCED), 1, b"head", tail, end)
     assert server.corked > 0
     chunks = server.take()
     assert any(chunk is tail for chunk in chunks)
     peer = client_in(State.OPEN)
     (event,) = feed(peer, b"".join(chunks), pieces_of(10_000))
     assert isinstance(event, Frame)
-    assert event.payload == b"head" + tail
+    assert event.payload == b"head" + tail + end
+
+
+@pytest.mark.parametrize("kind", ["compressed", "close"])
+def test_a_very_large_frame_that_is_an_error_looks_like_one_with_bytes(kind: str) -> None:
+    size = 5 * MIB
+    limits = Capabilities(frame_max=8 * MIB, features=frozenset({"zlib"}))
+    server = Pair(server={"capabilities": limits}).log_in().server.peer
+    payload = b"\x92\xa1n\xc6" + size.to_bytes(4, "big") + bytes(size)
+    if kind == "compressed":
+        raw = frame(MESSAGE, SEQUENCED | COMPRESSED, 0, payload, 1)
+        (event,) = feed(server, raw, pieces_of(100_000))
+        assert isinstance(event, Broken)
+        assert isinstance(event.error, ProtocolError)
+    else:
+        (event,) = feed(server, frame(CLOSE, 0, 0, payload), pieces_of(100_000))
+        assert isinstance(event, Closed)
 
 
 def test_it_is_told_when_a_write_is_due(server: CNDT) -> None:

@@ -1,0 +1,186 @@
+"""What guard.py counts the instructions of: calls over a pair in memory, and a fixed loop.
+
+Marks tell the parts from each other: callgrind starts a new count whenever `getppid` is called,
+which nothing else here does. N calls come before 2N, so that what happens once for each part falls
+out of the difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import struct
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from conduit import ClientDescriptor, ServerDescriptor
+from conduit.protocol.login import ClientLogin, ServerLogin
+from conduit.protocol.session import Session
+from conduit.rpc.router import Router
+from conduit.transport.connection import ACCEPTING, CONNECTING, Connection
+from conduit.transport.loop import Shared
+from conduit.transport.settings import Settings
+
+CALLS, LOOPS, TASKS = 1024, 2000, 64
+NONCE = "guardguardguardguard1234"
+
+mark = os.getppid
+
+
+class TimelessLoop(asyncio.SelectorEventLoop):
+    """Never fires a timer: how many would, depends on how busy the machine is."""
+
+    def time(self) -> float:
+        return time.monotonic() * 0.0
+
+
+class MemoryLink:
+    """Hands what is written to the other connection, in the next turn of the loop."""
+
+    peer: Connection
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def write(self, data: bytes) -> None:
+        self._loop.call_soon(self.peer.receive, data)
+
+    def unsent(self) -> int:
+        return 0
+
+    def finish(self) -> None:
+        self._loop.call_soon(self.peer.link_lost, None)
+
+    abort = finish
+
+
+class Owner:
+    """Lets everybody in."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.get_running_loop().create_future()
+
+    def asked(self, connection: Connection, event: Any) -> None:
+        connection.introduce(Session(bytes(16), bytes(8)))
+        connection.welcome("guard", "1")
+
+    def opened(self, connection: Connection) -> None:
+        self.open.set_result(None)
+
+    def ended(self, connection: Connection, error: Exception) -> None:
+        """Nobody is told."""
+
+
+async def connect(router: Router) -> Connection:
+    """Join two connections, everything switched on, and return the client's."""
+    loop, owner = asyncio.get_running_loop(), Owner()
+    served = Settings.of(ServerDescriptor())
+    settings = Settings.of(ClientDescriptor(server_host="memory", server_port=1))
+    shared = Shared.of(loop)
+    server = Connection(shared, loop, Owner(), router, served, first_id=ACCEPTING, address=None)
+    client = Connection(shared, loop, owner, router, settings, first_id=CONNECTING, address=None)
+    server.protocol.accept(
+        ServerLogin(
+            server.protocol.send_login,
+            capabilities=served.capabilities,
+            nonce=NONCE,
+            mock_secret=bytes(32),
+            anonymous=True,
+        )
+    )
+    client.protocol.open(
+        ClientLogin(
+            client.protocol.send_login,
+            capabilities=settings.capabilities,
+            nonce=NONCE,
+            user=None,
+            agent="guard/1",
+        )
+    )
+    links = MemoryLink(loop), MemoryLink(loop)
+    for link, connection, peer in zip(links, (server, client), (client, server), strict=True):
+        link.peer = peer
+        connection.link_made(link)
+    await owner.open
+    return client
+
+
+async def call(client: Connection, count: int) -> None:
+    """Make so many calls, some of them in flight at any time."""
+
+    async def caller() -> None:
+        for number in range(count // TASKS):
+            assert await client.rpc.call("add", {"a": number, "b": 2}) == number + 2
+
+    await asyncio.gather(*(caller() for _ in range(TASKS)))
+
+
+class Frame:
+    """What the loop makes of each entry."""
+
+    __slots__ = ("id", "payload")
+
+    def __init__(self, id: int, payload: bytes) -> None:
+        self.id = id
+        self.payload = payload
+
+
+class Table:
+    """What the loop calls."""
+
+    def __init__(self) -> None:
+        self.frames: dict[int, Frame] = {}
+
+    def keep(self, frame: Frame) -> None:
+        self.frames[frame.id] = frame
+
+    async def take(self, id: int) -> bytes:
+        return self.frames.pop(id).payload
+
+
+def loop(count: int) -> None:
+    """Do what calls do, without conduit: objects, methods, dicts, bytes, coroutines.
+
+    It is the unit of what is counted, so it never changes.
+    """
+    table, header = Table(), struct.Struct(">QIQQI")
+    for number in range(count):
+        try:
+            packed = header.pack(number, 16, number, number, 0) + b"sixteen bytes, no"
+            _, size, id, _, _ = header.unpack_from(packed, 0)
+            table.keep(Frame(id, packed[32 : 32 + size]))
+            first: Coroutine[Any, Any, bytes] = table.take(id)
+            first.send(None)
+        except StopIteration as stop:
+            assert len(stop.value) == 16
+
+
+async def main() -> None:
+    router = Router(with_connection=True)
+
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    router.add_method(add, None, timeout=None, extra="forbid", thread=None)
+    client = await connect(router)
+    await call(client, CALLS)
+    loop(LOOPS)
+    # What was made at the start is not looked through again, so that no count has that by chance.
+    gc.collect()
+    gc.freeze()
+    for factor in (1, 2):
+        mark()
+        await call(client, factor * CALLS)
+    for factor in (1, 2):
+        mark()
+        loop(factor * LOOPS)
+    mark()
+    await client.close()
+
+
+if __name__ == "__main__":
+    event_loop = TimelessLoop()
+    event_loop.run_until_complete(main())
+    event_loop.close()
