@@ -21,7 +21,7 @@ from .rpc.caller import Caller
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.calls import DEFAULT, Default, Params, closed_again
-from .transport.connection import CONNECTING, Connection
+from .transport.connection import CONNECTING, Connection, outlast_links
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
 from .transport.listeners import connect
@@ -231,10 +231,12 @@ class Client:
         tasks = [task for task in tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
         if connection is not None:
             await connection.close(CloseCode.NORMAL, "the client disconnects")
         await self._background.finish(self.descriptor.connect_timeout)
+        await outlast_links(self, self.descriptor.connect_timeout)
 
     async def wait_closed(self) -> None:
         """Wait until the client has disconnected for good; cancelling the wait changes nothing."""
@@ -395,9 +397,6 @@ class Client:
         if connection.handling:
             # The server has closed as it should, and what it sent before is still being handled.
             self._background.start(connection.finish_messages(AFTERWARDS, None))
-        if connection.lingers:
-            # So that `disconnect` waits for it: no socket outlives the event loop.
-            self._background.start(connection.linger())
         if connection is self._connection:
             self._connection = None
             self.rpc.use(self._call, self._stream)
@@ -407,7 +406,7 @@ class Client:
                 forget_keys(self._password())
             self._login.set_exception(error)
         elif self.status is Status.CLOSED and connection.id:
-            self._background.start(self._hooks.tell("disconnect", self, connection.reason))
+            self._tell_of_end(connection.reason)
 
     def _lost(self, connection: Connection) -> None:
         self._reason = reason = connection.reason
@@ -420,6 +419,10 @@ class Client:
             self._reconnecting = self._background.start(self._reconnect(reason))
         else:
             self._end()
+            self._tell_of_end(reason)
+
+    def _tell_of_end(self, reason: ConnectionClosed | None) -> None:
+        if "disconnect" in self._hooks:
             self._background.start(self._hooks.tell("disconnect", self, reason))
 
     async def _reconnect(self, reason: ConnectionClosed) -> None:

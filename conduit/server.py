@@ -21,7 +21,7 @@ from .protocol.frames import HEADER, PRIORITY, CloseCode, FrameType, word
 from .protocol.session import Session
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.connection import ACCEPTING, Connection
+from .transport.connection import ACCEPTING, Connection, outlast_links
 from .transport.link import SocketLink
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
@@ -291,6 +291,7 @@ class Server:
         await asyncio.gather(*drains)
         await self._tasks.cancel(caller)
         await self._logins_and_hooks.finish(grace, caller)
+        await outlast_links(self, grace)
         await self._hooks.tell("shutdown", self)
         self._address = self._ending = None
         logger.info("%s has stopped", self.name)
@@ -479,9 +480,6 @@ class Server:
         if connection.handling:
             # Its peer has closed as it should, and what it sent before is still being handled.
             self._logins_and_hooks.start(connection.finish_messages(AFTERWARDS, None))
-        if connection.lingers:
-            # So that `stop` waits for it: no socket outlives the event loop.
-            self._logins_and_hooks.start(connection.linger())
         if self._connections.pop(connection.id, None) is not None:
             logger.info("%r has gone: %s", connection, error)
             if "client_disconnect" in self._hooks:

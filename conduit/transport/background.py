@@ -52,4 +52,4 @@ class Background:
         tasks = self._tasks - {asyncio.current_task(), spared}
         if tasks:
             await asyncio.wait(tasks, timeout=timeout)
-        await self.cancel(spared)
+            await self.cancel(spared)

@@ -44,7 +44,7 @@ from .stream_call import OpenCall
 from .streaming import Streams
 from .wire_log import WireLog
 
-__all__ = ["Connection", "Owner"]
+__all__ = ["Connection", "Owner", "outlast_links"]
 
 logger = logging.getLogger("conduit.connection")
 
@@ -176,7 +176,7 @@ class Connection:
         self._opened = False
         self._linked = False
         self._polite = False
-        self._ended: asyncio.Future[None] | None = None
+        self._ended: asyncio.Event | None = None
         self._wire_log: WireLog | None = None
         self.address = address
         self.id = ""
@@ -295,11 +295,10 @@ class Connection:
 
     async def wait_closed(self) -> None:
         """Wait until the connection is over; cancelling the wait changes nothing."""
-        if self._ended is None:
-            self._ended = self._loop.create_future()
-            if not self._linked and self._error is not None:
-                self._ended.set_result(None)
-        await asyncio.shield(self._ended)
+        if self._linked or self._error is None:
+            if self._ended is None:
+                self._ended = asyncio.Event()
+            await self._ended.wait()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open" if self._opened else "logging in"
@@ -442,17 +441,12 @@ class Connection:
         """Whether messages of a peer that has closed are still being handled."""
         return self._polite and bool(self._messages.futures())
 
-    @property
-    def lingers(self) -> bool:
-        """Whether the connection is over and its link is not: the peer may still read the end."""
-        return self._linked and self._error is not None
+    def lingers(self, owner: Owner) -> bool:
+        """Whether this connection of an owner is over and its link is not.
 
-    async def linger(self) -> None:
-        """Wait until the link is gone as well; cancelled, it is closed at once."""
-        try:
-            await self.wait_closed()
-        finally:
-            self._outlet.abort()
+        The peer may still be reading how it ended.
+        """
+        return self._owner is owner and self._linked and self._error is not None
 
     def fail(self, error: Exception, code: int, reason: str, *, abort: bool = False) -> None:
         """End the connection for a reason that the owner has found.
@@ -486,10 +480,8 @@ class Connection:
         self._linked = False
         self._gone(cause)
         self._shared.leave(self)
-        if self._ended is None:
-            self._ended = self._loop.create_future()
-        if not self._ended.done():
-            self._ended.set_result(None)
+        if self._ended is not None:
+            self._ended.set()
 
     def _gone(self, cause: Exception | None) -> None:
         if self._error is None:
@@ -718,3 +710,21 @@ class Connection:
             if not answer.done():
                 answer.set_exception(closed_again(error))
         self._owner.ended(self, cause or error)
+
+
+async def outlast_links(owner: Owner, seconds: float) -> None:
+    """Wait until the links of an owner's connections have gone too, so that none outlives the loop.
+
+    Args:
+        owner: Whose connections are over.
+        seconds: How long the peers have; then, and when it is cancelled, the links are closed.
+    """
+    members = Shared.of(asyncio.get_running_loop()).members
+    lingering = [one for one in members if isinstance(one, Connection) and one.lingers(owner)]
+    if lingering:
+        ends = [asyncio.ensure_future(connection.wait_closed()) for connection in lingering]
+        try:
+            await asyncio.wait(ends, timeout=seconds)
+        finally:
+            await asyncio.gather(*(connection.abort() for connection in lingering))
+            await asyncio.gather(*ends)

@@ -47,6 +47,7 @@ class Shared:
             read. Safe on loops that read when the socket is ready, which all but Windows' proactor
             do.
         encoder: Packs values.
+        members: The connections whose links are up.
         starter: Starts handlers.
     """
 
@@ -56,18 +57,18 @@ class Shared:
         "_beat_timer",
         "_due",
         "_loop",
-        "_members",
         "_period",
         "_spare",
         "_unacknowledged",
         "encoder",
+        "members",
         "slab",
         "starter",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._members: set[Member] = set()
+        self.members: set[Member] = set()
         self._unacknowledged: list[Member] = []
         self._beat_timer: asyncio.TimerHandle | None = None
         self._period = 0.0
@@ -89,7 +90,7 @@ class Shared:
 
     def join(self, member: Member) -> None:
         """Count a connection in: its heartbeat is watched from now on."""
-        self._members.add(member)
+        self.members.add(member)
         self.starter.keep()
         # A quarter of the interval is how late a ping may be.
         period = member.interval / 4
@@ -101,8 +102,8 @@ class Shared:
 
     def leave(self, member: Member) -> None:
         """Count a connection out; with the last one the timer and the spare Task go."""
-        self._members.discard(member)
-        if not self._members:
+        self.members.discard(member)
+        if not self.members:
             if self._beat_timer is not None:
                 self._beat_timer.cancel()
                 self._beat_timer = None
@@ -118,7 +119,7 @@ class Shared:
         # After a stall the peers' bytes may still be unread in the sockets, so nobody is judged.
         judge = now - self._due < min(self._period, STALL)
         self._arm()
-        for member in tuple(self._members):
+        for member in tuple(self.members):
             member.beat(now, judge=judge)
 
     def acknowledge_later(self, member: Member) -> None:
@@ -141,7 +142,7 @@ class Shared:
 
     def recycle(self, buffer: memoryview) -> None:
         """Take back a buffer whose content nobody needs any more."""
-        if len(buffer) <= SPARE_BYTES and self._members:
+        if len(buffer) <= SPARE_BYTES and self.members:
             self._spare = buffer
 
 
