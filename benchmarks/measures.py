@@ -245,6 +245,18 @@ class Echo(Measure):
                 return done
 
 
+class Stream(Measure):
+    """Small items from one call, one call after another."""
+
+    async def work(self, clock: Clock, times: list[float] | None) -> int:
+        done, count = 0, self.point.count
+        while True:
+            check(await self.sessions[0].stream(count) == count * (count - 1) // 2)
+            done += count
+            if clock.over:
+                return done
+
+
 class Connect(Measure):
     """Connections that live for one call, one after another."""
 
@@ -342,6 +354,7 @@ class Broadcast(Measure):
 KINDS: dict[str, type[Measure]] = {
     "calls": Calls,
     "echo": Echo,
+    "stream": Stream,
     "connect": Connect,
     "idle": Idle,
     "broadcast": Broadcast,

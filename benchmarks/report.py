@@ -30,6 +30,8 @@ AIMS = (
     ("one-core", 0.6, "F1"),
     ("echo-1m", 0.8, "SF"),
     ("echo-64m", 0.3, "SF"),
+    ("stream", 0.2, "Fc"),
+    ("stream", 5.0, "the best peer"),
     ("connect", 1.0, "grpc"),
     ("connect", 1.0, "websockets"),
     ("connect", 1.0, "socketio"),

@@ -13,11 +13,12 @@ class Point:
 
     Attributes:
         label: What it is called within its workload.
-        kind: `calls`, `echo`, `connect`, `idle`, `broadcast` or `nothing`; see measures.py.
+        kind: `calls`, `echo`, `stream`, `connect`, `idle`, `broadcast` or `nothing`; see
+            measures.py.
         connections: Connections of the client's process.
         callers: Tasks per connection; each awaits one call after another.
         size: Bytes of the values that are echoed.
-        count: Connections that idle, or broadcasts that are sent.
+        count: Connections that idle, broadcasts that are sent, or items of a stream.
         methods: Methods that the server has besides the two that are called.
         one_core: Whether server and client share a core.
         fresh: Whether the server's process is started for this point alone.
@@ -81,7 +82,6 @@ def size_label(size: int) -> str:
 
 ALONE = Point("alone", "nothing", beside=True, warm_up=False, rounds=3)
 
-# Streams join the table as soon as there are streams: 100,000 small items from one call.
 WORKLOADS = {
     "sequential": Workload("one call after another, a core for each side", one()),
     "one-core": Workload("one call after another, both sides on one core", one(one_core=True)),
@@ -94,6 +94,12 @@ WORKLOADS = {
     ),
     "echo-64m": Workload(
         "64 MiB there and back", one(kind="echo", size=64 * MIB - 64), floor="SF", unit="MB/s"
+    ),
+    "stream": Workload(
+        "100,000 small items from one call",
+        one(kind="stream", count=100_000),
+        floor="Fc",
+        unit="items/s",
     ),
     "connect": Workload(
         "connect, log in, call once, close", one(kind="connect"), unit="connections/s"

@@ -8,7 +8,8 @@ from typing import Any
 
 from .base import Contestant
 
-ALL = frozenset({"calls", "echo", "connect", "idle", "broadcast", "nothing"})
+ALL = frozenset({"calls", "echo", "connect", "idle", "broadcast", "nothing", "stream"})
+NO_STREAMS = ALL - {"stream"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ CONTESTANTS = {
         "Fc: raw uvloop, coalesced writes",
         "floors:Coalesced",
         ("uvloop",),
-        can=frozenset({"calls"}),
+        can=frozenset({"calls", "stream"}),
         floor=True,
     ),
     "SF": Entry(
@@ -73,20 +74,24 @@ CONTESTANTS = {
         largest=64 * 1024 * 1024,
     ),
     "grpc": Entry("grpc.aio", "grpc_:Grpc", ("grpcio", "protobuf")),
-    "rpyc": Entry("rpyc", "rpyc_:Rpyc", ("rpyc",)),
+    "rpyc": Entry("rpyc", "rpyc_:Rpyc", ("rpyc",), can=NO_STREAMS),
     "socketio": Entry(
-        "python-socketio", "socketio_:Socketio", ("python-socketio", "python-engineio", "aiohttp")
+        "python-socketio",
+        "socketio_:Socketio",
+        ("python-socketio", "python-engineio", "aiohttp"),
+        can=NO_STREAMS,
     ),
     "fastapi": Entry(
         "FastAPI + aiohttp",
         "fastapi_:Fastapi",
         ("fastapi", "uvicorn", "httptools", "aiohttp", "orjson"),
-        can=ALL - {"broadcast"},
+        can=NO_STREAMS - {"broadcast"},
     ),
     "netconduit": Entry(
         "netconduit 5.0.0",
         "netconduit_:Netconduit",
         ("netconduit",),
+        can=NO_STREAMS,
         environment="bench-netconduit",
     ),
 }

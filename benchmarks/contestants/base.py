@@ -28,6 +28,13 @@ class Session(Protocol):
         """Have the server send bytes back."""
         ...
 
+    async def stream(self, count: int, /) -> int:
+        """Have the server send the numbers below `count` one by one; return their sum.
+
+        Only who `can` do so has it.
+        """
+        ...
+
     async def close(self) -> None:
         """Close the connection."""
 

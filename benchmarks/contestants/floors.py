@@ -93,6 +93,9 @@ class PipelinedClient(asyncio.Protocol):
         self._write(self._transport, EXPECTED[: callers * SIZE])
         return await self._done
 
+    stream: Any
+    """Of Fc; over a connection of its own."""
+
     async def call(self, a: int, b: int) -> int:
         """Exchange one frame."""
         await self.pipeline(1, Over, None)
@@ -121,8 +124,63 @@ class OneWritePerFrame(Contestant):
         return session
 
 
+class Flood(asyncio.Protocol):
+    """Sends as many frames as it is asked for: made one by one, written 64 at a time."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        frames = []
+        for _ in range(int(data)):
+            frames.append(FRAME)
+            if len(frames) == 64:
+                self._transport.write(b"".join(frames))
+                frames.clear()
+        self._transport.write(b"".join(frames))
+
+
+class FloodedClient(asyncio.Protocol):
+    """Cuts frames out of what comes, and counts them."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        data = self._rest + data
+        whole = len(data) - len(data) % SIZE
+        for start in range(0, whole, SIZE):
+            frame = data[start : start + SIZE]
+            self._total += self._count if frame else 0
+            self._count += 1
+        self._rest = data[whole:]
+        if self._count == self._wanted:
+            self._done.set_result(self._total)
+
+    async def stream(self, count: int) -> int:
+        """Have the server send `count` frames; return the sum of the numbers below that."""
+        self._done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._wanted, self._count, self._total = count, 0, 0
+        self._transport.write(b"%d" % count)
+        return await self._done
+
+
 class Coalesced(OneWritePerFrame):
     write = staticmethod(write_all)
+
+    async def serve(self, methods: int) -> Any:
+        loop = asyncio.get_running_loop()
+        self._flood = await loop.create_server(Flood, HOST, 0)
+        return *await super().serve(methods), self._flood.sockets[0].getsockname()[1]
+
+    async def connect(self, address: Any, callers: int, heard: Heard | None) -> Any:
+        session = await super().connect(address[:2], callers, heard)
+        _, flooded = await asyncio.get_running_loop().create_connection(
+            FloodedClient, HOST, address[2]
+        )
+        session.stream = flooded.stream
+        return session
 
 
 class Whole(asyncio.BufferedProtocol):

@@ -72,10 +72,15 @@ class Grpc(Contestant):
             finally:
                 self._listeners.discard(queue)
 
+        async def numbers(request: Any, context: Any) -> AsyncIterator[Any]:
+            for n in range(request.a):
+                yield Number(value=n)
+
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
         handlers = {
             "add": unary(add, Pair.FromString, Number.SerializeToString),
             "echo": unary(echo, Blob.FromString, Blob.SerializeToString),
+            "numbers": stream(numbers, Pair.FromString, Number.SerializeToString),
             "ticks": stream(ticks, Pair.FromString, Number.SerializeToString),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench", handlers),))
@@ -102,6 +107,9 @@ class Session:
         self._channel = channel
         self._add = channel.unary_unary("/bench/add", Pair.SerializeToString, Number.FromString)
         self._echo = channel.unary_unary("/bench/echo", Blob.SerializeToString, Blob.FromString)
+        self._numbers = channel.unary_stream(
+            "/bench/numbers", Pair.SerializeToString, Number.FromString
+        )
         self._listening: asyncio.Task[None] | None = None
 
     async def listen(self, heard: Heard) -> None:
@@ -119,6 +127,12 @@ class Session:
     async def call(self, a: int, b: int) -> int:
         result: int = (await self._add(Pair(a=a, b=b))).value
         return result
+
+    async def stream(self, count: int) -> int:
+        total = 0
+        async for number in self._numbers(Pair(a=count)):
+            total += number.value
+        return total
 
     async def echo(self, data: bytes) -> Any:
         return (await self._echo(Blob(data=data))).data

@@ -57,7 +57,13 @@ class Nats(Contestant):
         async def echo(message: Any) -> None:
             await message.respond(message.data)
 
+        async def numbers(message: Any) -> None:
+            for n in range(unpack(message.data)):
+                await service.publish(message.reply, pack(n))
+            await service.publish(message.reply, pack(None))
+
         await service.subscribe("add", cb=add)
+        await service.subscribe("numbers", cb=numbers)
         await service.subscribe("echo", cb=echo, pending_bytes_limit=1 << 30)
         await service.flush()
         return HOST, port
@@ -108,6 +114,7 @@ async def join(address: Any, attempts: int = 1) -> Any:
 
 class Session:
     def __init__(self, connection: Any) -> None:
+        self._connection = connection
         self._request = connection.request
         self.close = connection.close
 
@@ -115,6 +122,25 @@ class Session:
         answer = await self._request("add", pack({"a": a, "b": b}), timeout=30)
         result: int = unpack(answer.data)
         return result
+
+    async def stream(self, count: int) -> int:
+        total, ended = 0, asyncio.get_running_loop().create_future()
+
+        async def item(message: Any) -> None:
+            nonlocal total
+            number = unpack(message.data)
+            if number is None:
+                ended.set_result(None)
+            else:
+                total += number
+
+        inbox = self._connection.new_inbox()
+        limits = {"pending_msgs_limit": 2 * count, "pending_bytes_limit": 1 << 30}
+        subscription = await self._connection.subscribe(inbox, cb=item, **limits)
+        await self._connection.publish("numbers", pack(count), reply=inbox)
+        await ended
+        await subscription.unsubscribe()
+        return total
 
     async def echo(self, data: bytes) -> Any:
         return (await self._request("echo", data, timeout=60)).data

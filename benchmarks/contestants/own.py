@@ -7,6 +7,7 @@ other workloads than the usual need: 64 MiB values, thousands of connections, 4,
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from conduit import Client, Limits, Server
@@ -30,6 +31,11 @@ class Conduit(Contestant):
         @server.rpc
         async def echo(data: bytes) -> bytes:
             return data
+
+        @server.rpc
+        async def numbers(count: int) -> AsyncIterator[int]:
+            for n in range(count):
+                yield n
 
         for number in range(methods):
             server.rpc(f"method_{number}")(add)
@@ -59,11 +65,19 @@ class Conduit(Contestant):
 class Session:
     def __init__(self, client: Client) -> None:
         self._rpc = client.rpc.call
+        self._streams = client.rpc.stream
         self.close = client.disconnect
 
     async def call(self, a: int, b: int) -> int:
         result: int = await self._rpc("add", {"a": a, "b": b})
         return result
+
+    async def stream(self, count: int) -> int:
+        total = 0
+        async with self._streams("numbers", {"count": count}, items=int) as run:
+            async for number in run:
+                total += number
+        return total
 
     async def echo(self, data: bytes) -> Any:
         return await self._rpc("echo", {"data": data})

@@ -38,6 +38,11 @@ class Listener(WSListener):  # type: ignore[misc]
     def on_ws_frame(self, transport: Any, frame: Any) -> None:
         if frame.msg_type == BINARY:
             number, name, arguments = unpack(frame.get_payload_as_memoryview())
+            if name == "numbers":
+                for n in range(arguments["count"]):
+                    transport.send(BINARY, pack(("item", n)))
+                transport.send(BINARY, pack((number, None)))
+                return
             transport.send(BINARY, pack((number, METHODS[name](**arguments))))
         elif frame.msg_type == WSMsgType.CLOSE:
             transport.disconnect()
@@ -81,13 +86,16 @@ class Session(WSListener):  # type: ignore[misc]
     def __init__(self, heard: Heard | None) -> None:
         self._pending = Pending()
         self._heard = heard
+        self._total = 0
 
     def on_ws_frame(self, transport: Any, frame: Any) -> None:
         if frame.msg_type == WSMsgType.CLOSE:
             transport.disconnect()
             return
         number, result = unpack(frame.get_payload_as_memoryview())
-        if number != "tick":
+        if number == "item":
+            self._total += result
+        elif number != "tick":
             self._pending.answered(number, result)
         elif self._heard is not None:
             self._heard(result["n"])
@@ -97,6 +105,13 @@ class Session(WSListener):  # type: ignore[misc]
         self.transport.send(BINARY, pack((number, "add", {"a": a, "b": b})))
         result: int = await answer
         return result
+
+    async def stream(self, count: int) -> int:
+        self._total = 0
+        number, answer = self._pending.add()
+        self.transport.send(BINARY, pack((number, "numbers", {"count": count})))
+        await answer
+        return self._total
 
     async def echo(self, data: bytes) -> Any:
         number, answer = self._pending.add()

@@ -56,6 +56,11 @@ class Websockets(Contestant):
         try:
             async for message in connection:
                 number, name, arguments = unpack(message)
+                if name == "numbers":
+                    for n in range(arguments["count"]):
+                        await connection.send(pack(("item", n)))
+                    await connection.send(pack((number, None)))
+                    continue
                 result = await METHODS[name](**arguments)
                 await connection.send(pack((number, result)))
         finally:
@@ -76,12 +81,15 @@ class Session:
         self._connection = connection
         self._pending = Pending()
         self._heard = heard
+        self._total = 0
         self._reader = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
         async for message in self._connection:
             number, result = unpack(message)
-            if number != "tick":
+            if number == "item":
+                self._total += result
+            elif number != "tick":
                 self._pending.answered(number, result)
             elif self._heard is not None:
                 self._heard(result["n"])
@@ -94,6 +102,11 @@ class Session:
     async def call(self, a: int, b: int) -> int:
         result: int = await self._call("add", {"a": a, "b": b})
         return result
+
+    async def stream(self, count: int) -> int:
+        self._total = 0
+        await self._call("numbers", {"count": count})
+        return self._total
 
     async def echo(self, data: bytes) -> Any:
         return await self._call("echo", {"data": data})
