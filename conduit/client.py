@@ -20,15 +20,13 @@ from .protocol.login import ClientLogin
 from .rpc.caller import Caller
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.calls import DEFAULT, Default, Params, closed_again
+from .transport.calls import DEFAULT, Default, closed_again
 from .transport.connection import CONNECTING, Connection, outlast_links
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
 from .transport.listeners import connect
 from .transport.loop import Shared
 from .transport.settings import Settings
-from .transport.stream import Check
-from .transport.stream_call import OpenCall
 from .transport.tls import client_context, peer_end_point
 
 __all__ = ["Client", "ClientCaller", "Status"]
