@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -141,11 +142,12 @@ class _Discovery:
     finish: Callable[[Any], Any] | None = None
 
     def __init__(self, router: Router) -> None:
-        self._router = router
+        self._router = weakref.ref(router)  # which keeps this method
 
     def start(self, data: Any, connection: Any) -> Any:
         """Describe every method; parameters are ignored."""
-        return [method.describe() for method in self._router.described()]
+        router = self._router()
+        return [method.describe() for method in router.described()] if router else []
 
 
 def _check_name(name: str, taken: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel
 
@@ -230,6 +230,11 @@ class Calls:
         if self._line.waiters:
             self._move()
         return id, answer
+
+    async def refuse_stream(self, *request: object) -> NoReturn:
+        """Refuse what `Streams.call` would send: the connection is closed."""
+        assert self._outlet.closed is not None
+        raise closed_again(self._outlet.closed)
 
     async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
         """Wait for the answer to a message that was sent with an id from `take_id`."""

@@ -397,6 +397,10 @@ class Serving:
         for running in (*self._running.values(), *self._requests.values()):
             running.stop(reason)
 
+    def forget(self) -> None:
+        """Let go of the connection: no handler will be started any more."""
+        self._connection = None
+
     def end(self) -> None:
         """Stop every handler: the connection has gone, and with it who would read the answers."""
         self.stop_all(CallCancelled("the connection has gone"))
