@@ -9,7 +9,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -192,6 +192,8 @@ class ServerDescriptor(_Model):
         port: TCP port; 0 takes a free one, which `server.address` tells.
         ipv6: Listen on IPv6.
         max_connections: Sockets at once, those that have not logged in included.
+        duplicate: What a second login of the same user does while the first one is connected:
+            nothing to it, closes it with 4403, after which it stays away, or is refused itself.
         heartbeat_interval: Seconds of silence after which either side pings.
         heartbeat_timeout: Seconds of silence after which a peer counts as dead.
         enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
@@ -210,6 +212,7 @@ class ServerDescriptor(_Model):
     port: Port = 8080
     ipv6: bool = False
     max_connections: Annotated[int, Field(gt=0)] = 100
+    duplicate: Literal["allow", "replace", "refuse"] = "allow"
     heartbeat_interval: Seconds = 30.0
     heartbeat_timeout: Seconds = 90.0
     enable_compression: bool = False
