@@ -194,6 +194,7 @@ class ServerDescriptor(_Model):
         max_connections: Sockets at once, those that have not logged in included.
         duplicate: What a second login of the same user does while the first one is connected:
             nothing to it, closes it with 4403, after which it stays away, or is refused itself.
+            The latter two need `users`.
         heartbeat_interval: Seconds of silence after which either side pings.
         heartbeat_timeout: Seconds of silence after which a peer counts as dead.
         enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
@@ -248,6 +249,11 @@ class ServerDescriptor(_Model):
         ]
         if len(given) > 1:
             raise ValueError(f"give one of password, verifier and users, not {' and '.join(given)}")
+        if self.duplicate != "allow" and self.users is None:
+            raise ValueError(
+                f"duplicate={self.duplicate!r} needs users: with one password, or none, everybody "
+                "logs in as the same user"
+            )
         if round(self.heartbeat_timeout * 1000) <= round(self.heartbeat_interval * 1000):
             raise ValueError(
                 f"heartbeat_timeout ({self.heartbeat_timeout} s) must exceed "

@@ -477,7 +477,7 @@ class Server:
 
     def _refuses_another(self, connection: Connection, identity: str) -> bool:
         """Refuse a second login of an identity, where there may be only one."""
-        if not identity or self.descriptor.duplicate != "refuse" or not self._peers.of(identity):
+        if self.descriptor.duplicate != "refuse" or not self._peers.of(identity):
             return False
         # It may come again: the first one may be dead, and not known to be yet.
         text = f"{identity!r} is logged in already; try again later"
@@ -494,7 +494,7 @@ class Server:
         self._joining.pop(connection).cancel()
         self._waiting.pop(connection, None)
         self._connections[connection.id] = connection
-        if connection.identity and self.descriptor.duplicate == "replace":
+        if self.descriptor.duplicate == "replace":
             for older in self._peers.of(connection.identity):
                 reason = "replaced by a newer login"
                 older.fail(ConnectionClosed(reason), CloseCode.REFUSED, reason)

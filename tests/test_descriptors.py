@@ -40,7 +40,7 @@ SERVER_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("port", [0, 1, 65535], [-1, 65536, 1.5, "x", None]),
     ("ipv6", [True, False], ["x", None]),
     ("max_connections", [1, 10_000], COUNT_WRONG),
-    ("duplicate", ["allow", "replace", "refuse"], ["x", "", True, None]),
+    ("duplicate", ["allow"], ["x", "", True, None, "replace"]),
     ("heartbeat_interval", [1, 30.0], SECONDS_WRONG),
     ("heartbeat_timeout", [31, 90.0], SECONDS_WRONG),
     ("enable_compression", [True, False], ["x", None]),

@@ -170,11 +170,9 @@ async def test_of_two_logins_at_once_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize("duplicate", ["replace", "refuse"])
-async def test_those_without_a_name_are_no_duplicates(duplicate: str) -> None:
-    server = Server(host="127.0.0.1", port=0, duplicate=duplicate)
-    await server.start()
-    clients = [new_client(server, password=None) for _ in range(2)]
-    for client in clients:
-        await within(client.connect())
-    assert len(server.connections) == 2
-    await end(server, *clients)
+@pytest.mark.parametrize("fields", [{}, {"password": "secret"}, {"verifier": VERIFIER}])
+def test_where_everybody_is_the_same_user_there_are_no_duplicates(
+    duplicate: str, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="needs users"):
+        Server(host="127.0.0.1", port=0, duplicate=duplicate, **fields)
