@@ -200,6 +200,7 @@ class ServerDescriptor(_Model):
         enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
         enable_backpressure: Make senders wait when a peer does not keep up; False refuses them.
         rpc_timeout: Default deadline in seconds of calls that the server makes; None for none.
+        debug: Show callers the traceback of a handler that fails; for development only.
         tls: Certificates, or a context of your own; None serves plain TCP.
         limits: What one connection may use.
     """
@@ -219,6 +220,7 @@ class ServerDescriptor(_Model):
     enable_compression: bool = False
     enable_backpressure: bool = True
     rpc_timeout: Seconds | None = 30.0
+    debug: bool = False
     tls: TLS | ssl.SSLContext | None = None
     limits: Limits = Limits()
 
@@ -280,6 +282,7 @@ class ClientDescriptor(_Model):
         reconnect_delay: Seconds within which the first attempt is made, at random; doubled for each
             further one, up to 30.
         rpc_timeout: Default deadline of a call in seconds; None for none.
+        debug: Show callers the traceback of a handler that fails; for development only.
         connect_timeout: Seconds for one attempt to connect and log in.
         enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
         enable_backpressure: Make senders wait when the server does not keep up; False refuses them.
@@ -299,6 +302,7 @@ class ClientDescriptor(_Model):
     reconnect_attempts: Annotated[int, Field(ge=0)] = 5
     reconnect_delay: Seconds = 1.0
     rpc_timeout: Seconds | None = 30.0
+    debug: bool = False
     connect_timeout: Seconds = 10.0
     enable_compression: bool = False
     enable_backpressure: bool = True

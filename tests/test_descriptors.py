@@ -46,6 +46,7 @@ SERVER_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("enable_compression", [True, False], ["x", None]),
     ("enable_backpressure", [True, False], ["x", None]),
     ("rpc_timeout", [0.1, 30, None], SECONDS_WRONG),
+    ("debug", [True, False], ["x", None]),
     ("tls", [None, TLS(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)], [True, "cert.pem", 5]),
     ("limits", [Limits(), {"max_calls": 5}], [None, 5, {"max_call": 5}, {"max_calls": 0}]),
 ]
@@ -61,6 +62,7 @@ CLIENT_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("reconnect_attempts", [0, 1, 1000], [-1, 1.5, None]),
     ("reconnect_delay", [0.01, 5], SECONDS_WRONG),
     ("rpc_timeout", [0.1, 30, None], SECONDS_WRONG),
+    ("debug", [True, False], ["x", None]),
     ("connect_timeout", [0.1, 30], [*SECONDS_WRONG, None]),
     ("enable_compression", [True, False], ["x"]),
     ("enable_backpressure", [True, False], ["x"]),
