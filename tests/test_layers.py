@@ -45,7 +45,7 @@ LAYERS = [
     {"transport.connection"},
     {"transport.link", "rpc.method"},
     {"transport.listeners", "rpc.router"},
-    {"hooks", "users"},
+    {"hooks", "peers", "users"},
     {"server", "client", "from_thread"},
     {"cli"},
     {"__main__"},

@@ -156,6 +156,7 @@ class Connection:
             shared.starter,
             self._sweep,
             limit=settings.capabilities.calls,
+            debug=settings.debug,
         )
         self._streams: Streams | None = None
         self._stream_window = settings.capabilities.stream

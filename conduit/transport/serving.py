@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import secrets
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,6 +129,7 @@ class Serving:
         starter: Starts coroutines.
         sweep: Watches the deadlines.
         limit: Calls that may run at once.
+        debug: Whether the peer is shown the tracebacks of handlers that fail.
 
     Attributes:
         draining: Whether new calls are refused because the end is near.
@@ -149,6 +151,7 @@ class Serving:
         "_sweep",
         "_ttl",
         "_value_max",
+        "debug",
         "draining",
         "held",
     )
@@ -164,6 +167,7 @@ class Serving:
         sweep: Sweep,
         *,
         limit: int,
+        debug: bool,
     ) -> None:
         self._loop = loop
         self._connection = connection
@@ -174,6 +178,7 @@ class Serving:
         self._start = starter.start
         self._sweep = sweep
         self._limit = limit
+        self.debug = debug
         self.draining = False
         self._ttl: float | None = None
         self._value_max = 0
@@ -352,7 +357,7 @@ class Serving:
             self._outlet.flush()
 
     def _failed(self, id: int, handler: Handler, error: BaseException) -> None:
-        self.refuse(id, as_rpc_error(error, handler.name))
+        self.refuse(id, as_rpc_error(error, handler.name, debug=self.debug))
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
 
@@ -360,7 +365,7 @@ class Serving:
         """Answer with an error."""
         code, message = error.code, text_of(error.message)
         try:
-            payload = self._encoder.pack([code, message, error.details])
+            payload = self._encoder.pack([code, message, error.to_wire()])
             decode(payload)  # keys that are no text are noticed only there
         except (TypeError, ValueError, OverflowError, RPCError):
             logger.exception("the details of %s cannot be sent", type(error).__name__)
@@ -447,8 +452,14 @@ def why_stopped(future: asyncio.Future[Any], stopped: RPCError, name: str) -> RP
     return stopped
 
 
-def as_rpc_error(error: BaseException, name: str) -> RPCError:
-    """Return what the peer is told of an error; the text of an unexpected one stays here."""
+def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
+    """Return what the peer is told of an error.
+
+    Args:
+        error: What the handler raised.
+        name: The handler.
+        debug: Tell the traceback of an unexpected error too, which else stays in the log.
+    """
     if isinstance(error, RPCError):
         return error
     if isinstance(error, asyncio.CancelledError):
@@ -460,10 +471,12 @@ def as_rpc_error(error: BaseException, name: str) -> RPCError:
         error_id,
         exc_info=(type(error), error, error.__traceback__),
     )
-    return InternalError(
-        f"{name!r} failed; its log has the reason under error id {error_id}",
-        details={"error_id": error_id},
-    )
+    text = f"{name!r} failed; its log has the reason under error id {error_id}"
+    details = {"error_id": error_id}
+    if debug:
+        text += f": {type(error).__name__}: {text_of(error)}"
+        details["traceback"] = text_of("".join(traceback.format_exception(error)))
+    return InternalError(text, details=details)
 
 
 def _result_too_large(size: int, limit: int) -> PayloadTooLarge:
