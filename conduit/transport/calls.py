@@ -52,6 +52,7 @@ HANDLING: ContextVar[object] = ContextVar("conduit_handling", default=None)
 _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
 _CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
 _NEVER: Final = math.inf
+FEW: Final = 4
 LEAST_SHARE: Final = 8
 """Frames that are worth a write of their own."""
 _PREFIXES: Final = 1024
@@ -313,12 +314,13 @@ class Calls:
         """Return after how many frames to write, so that both sides have something to do.
 
         A quarter of what is in flight: with all of it in one write, each side would wait while the
-        other works.
+        other works. 0 when so few are in flight that the first is better written by itself.
 
         Args:
             answered: Answers that have just come, whose callers will probably call again.
         """
-        return max(LEAST_SHARE, min(FLUSH_FRAMES, len(self._pending) + answered >> 2))
+        in_flight = len(self._pending) + answered
+        return max(LEAST_SHARE, min(FLUSH_FRAMES, in_flight >> 2)) if in_flight > FEW else 0
 
     def room(self) -> None:
         """Go on: the outlet has room again."""

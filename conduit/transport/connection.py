@@ -602,10 +602,11 @@ class Connection:
         They are ready to run, so that takes no further turn of the loop.
         """
         outlet = self._outlet
-        if events > 1:
-            outlet.flush_frames = outlet.protocol.due = self._calls.share(events)
+        share = self._calls.share(events) if events > 1 else 0
+        if share:
+            outlet.flush_frames = outlet.protocol.due = share
             self._loop.call_soon(outlet.flush)
-        else:  # nobody else will send anything, so whatever comes is written at once
+        else:  # there is too little to be put together, so what comes next is written at once
             if outlet.protocol.urgent:
                 outlet.flush()
             outlet.protocol.due = 0
