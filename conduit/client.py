@@ -20,7 +20,7 @@ from .protocol.login import ClientLogin
 from .rpc.caller import Caller
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.calls import DEFAULT, Default, Params, closed_again
+from .transport.calls import DEFAULT, Default, Headers, Params, closed_again
 from .transport.connection import CONNECTING, Connection, outlast_links
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
@@ -502,16 +502,26 @@ class Client:
         return await self.connection.ping()
 
     async def _call(
-        self, method: str, args: Params, timeout: float | None | Default, whole: bool
+        self,
+        method: str,
+        args: Params,
+        timeout: float | None | Default,
+        whole: bool,
+        headers: Headers,
     ) -> Any:
         """Call while there is no connection, which is the error that `connection` raises."""
-        return await self.connection.call(method, args, timeout, whole)
+        return await self.connection.call(method, args, timeout, whole, headers)
 
     async def _stream(
-        self, method: str, args: Params, timeout: float | None, check: Check | None
+        self,
+        method: str,
+        args: Params,
+        timeout: float | None,
+        check: Check | None,
+        headers: Headers,
     ) -> OpenCall:
         """The same for a call with streams."""
-        return await self.connection.stream(method, args, timeout, check)
+        return await self.connection.stream(method, args, timeout, check, headers)
 
 
 _NOT_CONNECTED = {

@@ -27,6 +27,7 @@ LAYERS = [
     {"protocol.login"},
     {"protocol.cndt"},
     {"descriptors"},
+    {"transport.handling"},
     {
         "transport.tls",
         "transport.keys",
@@ -43,7 +44,8 @@ LAYERS = [
     {"rpc.caller", "rpc.validation"},
     {"rpc.streams"},
     {"transport.connection"},
-    {"transport.link", "rpc.method"},
+    {"transport.link", "rpc.context"},
+    {"rpc.method"},
     {"transport.listeners", "rpc.router"},
     {"hooks", "users"},
     {"server", "client", "from_thread"},

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from ..exceptions import (
@@ -30,12 +31,22 @@ from ..exceptions import (
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, Encoder, decode
+from .handling import Handled, Handling, PartOf
 from .loop import Sweep
 from .outlet import Outlet
 from .tasks import Starter, Suspended
 from .threads import ThreadFuture, run_in_thread
 
-__all__ = ["Handler", "Response", "Routes", "Serving", "as_rpc_error", "text_of", "why_stopped"]
+__all__ = [
+    "Handler",
+    "Response",
+    "Routes",
+    "Serving",
+    "again",
+    "as_rpc_error",
+    "text_of",
+    "why_stopped",
+]
 
 logger = logging.getLogger("conduit.connection")
 
@@ -93,28 +104,71 @@ class Routes(Protocol):
 
 
 class _Running:
-    """A handler that has not ended yet."""
+    """A handler that has not ended yet.
 
-    __slots__ = ("deadline", "future", "handler", "stopped", "task")
+    Args:
+        connection: Whose call it handles.
+        handler: The handler.
+        future: Will have its result.
+        call: What `Handling.call` was when it was suspended.
+        ends: When its time is up, by `time.monotonic`; infinity for never.
+
+    Attributes:
+        deadline: When it is to be stopped, by the clock of the loop.
+        stopped: Why it was stopped, if it was.
+    """
+
+    __slots__ = ("_call", "_connection", "_ends", "deadline", "future", "handler", "stopped")
 
     def __init__(
-        self, handler: Handler, future: asyncio.Future[Any], deadline: float, *, task: bool
+        self,
+        connection: Any,
+        handler: Handler,
+        future: asyncio.Future[Any],
+        call: Any,
+        ends: float = math.inf,
     ) -> None:
+        self._connection = connection
         self.handler = handler
         self.future = future
-        self.deadline = deadline
-        self.task = task
+        # No more of a request than its headers, or its parameters would live as long.
+        self._call = _headers(call) if type(call) is list else call
+        self._ends = ends
+        self.deadline = math.inf
         self.stopped: RPCError | None = None
 
+    @property
+    def handled(self) -> Handled:
+        """What it handles, made when somebody asks."""
+        call = self._call
+        if type(call) is not Handled:
+            headers = call if type(call) is dict else None
+            self._call = call = Handled(
+                self._connection, self.handler.name, _or_none(self._ends), headers, self.stopped
+            )
+        return call
+
+    @property
+    def response_headers(self) -> dict[str, Any] | None:
+        """What goes back beside the result."""
+        return self._call.response_headers if type(self._call) is Handled else None
+
+    def tell(self, reason: RPCError) -> None:
+        """Let the handler know, when it asks, that nobody waits for it any more."""
+        self.stopped = reason
+        if type(self._call) is Handled:
+            self._call.stopped = reason
+
     def stop(self, reason: RPCError) -> None:
-        """End the handler; a thread cannot be ended and is only not answered with its result."""
+        """End the handler; a thread cannot be ended and is only told, when it asks."""
         if self.stopped is None:
-            self.stopped = reason
+            self.tell(reason)
+            if isinstance(self.future, ThreadFuture):
+                if self.future.leave_queue():
+                    self.stopped = again(reason, executed=False)
             # A handler that stops the server, or closes its connection, goes on to its end.
-            if self.task and self.future is not asyncio.current_task():
+            elif self.handler.kind == "coroutine" and self.future is not asyncio.current_task():
                 self.future.cancel()
-            elif isinstance(self.future, ThreadFuture):
-                self.future.leave_queue()
 
 
 class Serving:
@@ -127,10 +181,12 @@ class Serving:
         encoder: Packs results.
         starter: Starts coroutines.
         sweep: Watches the deadlines.
+        handling: The handlers that run on the loop.
         limit: Calls that may run at once.
 
     Attributes:
         draining: Whether new calls are refused because the end is near.
+        handling: As above.
         held: Answers that wait because the outbox is full.
     """
 
@@ -150,6 +206,7 @@ class Serving:
         "_ttl",
         "_value_max",
         "draining",
+        "handling",
         "held",
     )
 
@@ -162,6 +219,7 @@ class Serving:
         encoder: Encoder,
         starter: Starter,
         sweep: Sweep,
+        handling: Handling,
         *,
         limit: int,
     ) -> None:
@@ -173,6 +231,7 @@ class Serving:
         self._encoder = encoder
         self._start = starter.start
         self._sweep = sweep
+        self.handling = handling
         self._limit = limit
         self.draining = False
         self._ttl: float | None = None
@@ -211,6 +270,12 @@ class Serving:
             return
         if (self._running or self.held or self.draining) and self._refuses(id):
             return
+        handling = self.handling
+        seconds = self._ttl if ttl is None else ttl / 1000
+        if seconds and monotonic() - handling.arrived > seconds:
+            self._shed(id, name)
+            return
+        handling.call = body
         try:
             if meta is not None and "stream" in meta:
                 result = self._connection.streams.serve(id, handler, params, meta["stream"])
@@ -219,12 +284,18 @@ class Serving:
             else:
                 result = self.execute(handler, params)
             if type(result) is not Suspended:
-                self._answer(id, handler, result)
+                call = handling.call
+                self._answer(id, handler, result, None if call is body else call.response_headers)
                 return
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, handler, exc)
             return
         self._track(id, handler, result.future, ttl)
+
+    def _shed(self, id: int, name: str) -> None:
+        """Refuse a call for which nobody waits any more, before its handler runs."""
+        details = {"executed": False}
+        self.refuse(id, RPCTimeout(f"the time of {name!r} was up before its turn", details=details))
 
     def _refuses(self, id: int) -> bool:
         """Refuse a call that must not run now."""
@@ -263,33 +334,57 @@ class Serving:
         if kind == "coroutine":
             return self._start(work)
         if kind == "thread":
-            return Suspended(run_in_thread(self._loop, work))
+            handled = self.handling.handled()
+            assert handled is not None
+            return Suspended(run_in_thread(self._loop, partial(PartOf(handled).run, work)))
         return work
+
+    def handled(self, call: Any) -> Handled:
+        """Return what is known of a call whose first step runs.
+
+        Args:
+            call: The body of the request, or the handler of a message.
+        """
+        if type(call) is not list:
+            return Handled(self._connection, call.name)
+        name, meta = call[0], call[2] if len(call) == 3 else {}
+        ends = self._ends(self._methods[name], meta.get("ttl"))
+        return Handled(self._connection, name, _or_none(ends), _headers(call))
+
+    def _ends(self, handler: Handler, ttl: int | None) -> float:
+        """Return when the time of a call is up that came with this batch."""
+        seconds = self._ttl if ttl is None else ttl / 1000 or None
+        ends = math.inf if seconds is None else self.handling.arrived + seconds
+        return ends if handler.timeout is None else min(ends, monotonic() + handler.timeout)
 
     def _track(
         self, id: int, handler: Handler, future: asyncio.Future[Any], ttl: int | None
     ) -> None:
-        seconds = self._ttl if ttl is None else ttl / 1000 or None
-        if handler.timeout is not None:
-            seconds = handler.timeout if seconds is None else min(seconds, handler.timeout)
-        deadline = math.inf if seconds is None else self._loop.time() + seconds
-        self._running[id] = _Running(handler, future, deadline, task=handler.kind == "coroutine")
-        if deadline != math.inf:
-            self._sweep.arm(deadline)
+        handling = self.handling
+        call = handling.call
+        ends = (call.deadline or math.inf) if type(call) is Handled else self._ends(handler, ttl)
+        running = _Running(self._connection, handler, future, call, ends)
+        self._running[id] = handling.suspended[future] = running
+        if ends != math.inf:
+            running.deadline = handling.started + ends - handling.arrived
+            self._sweep.arm(running.deadline)
         future.add_done_callback(partial(self._ended, id))
 
     def track_message(self, id: int, handler: Handler, future: asyncio.Future[Any]) -> None:
         """Let a message that wants an answer be cancelled like a call. It takes no slot."""
+        running = _Running(self._connection, handler, future, self.handling.call)
+        self.handling.suspended[future] = running
         if id:
-            task = handler.kind == "coroutine"
-            self._requests[id] = _Running(handler, future, math.inf, task=task)
+            self._requests[id] = running
 
-    def untrack(self, id: int) -> RPCError | None:
+    def untrack(self, id: int, future: asyncio.Future[Any]) -> RPCError | None:
         """Forget a message, and return why its handler was stopped, if it was."""
+        self.handling.suspended.pop(future, None)
         running = self._requests.pop(id, None)
         return running.stopped if running is not None else None
 
     def _ended(self, id: int, future: asyncio.Future[Any]) -> None:
+        self.handling.suspended.pop(future, None)
         running = self._running.get(id)
         if running is None:  # the connection has gone
             if not future.cancelled():
@@ -298,16 +393,20 @@ class Serving:
         try:
             if running.stopped is not None:
                 raise why_stopped(future, running.stopped, running.handler.name)
-            self._answer(id, running.handler, future.result())
+            self._answer(id, running.handler, future.result(), running.response_headers)
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, running.handler, exc)
         finally:
             self._running.pop(id, None)
 
-    def _answer(self, id: int, handler: Handler, result: Any) -> None:
+    def _answer(
+        self, id: int, handler: Handler, result: Any, headers: dict[str, Any] | None
+    ) -> None:
         finish = handler.finish
         if finish is not None:
             result = finish(result)
+        if headers:
+            result = _with_headers(result, headers)
         kind = type(result)
         if kind is bytes and len(result) >= LARGE:
             self._answer_large(id, result)
@@ -388,6 +487,12 @@ class Serving:
                 upcoming = min(upcoming, running.deadline)
         return upcoming
 
+    def tell(self, future: asyncio.Future[Any], reason: RPCError) -> None:
+        """Let the handler of a message know, when it asks, that nobody waits for it any more."""
+        running = self.handling.suspended.get(future)
+        if isinstance(running, _Running):
+            running.tell(reason)
+
     def futures(self) -> set[asyncio.Future[Any]]:
         """Return what tells the end of each running handler."""
         return {entry.future for entry in (*self._running.values(), *self._requests.values())}
@@ -412,6 +517,27 @@ def text_of(message: object) -> str:
         return ""
 
 
+def _headers(body: list[Any]) -> dict[str, Any] | None:
+    """Return the headers of a request."""
+    return body[2].get("headers") if len(body) == 3 else None
+
+
+def _or_none(moment: float) -> float | None:
+    return None if moment == math.inf else moment
+
+
+def _with_headers(result: Any, headers: dict[str, Any]) -> Response[Any]:
+    """Return a result with further headers, those that it has itself before these."""
+    if type(result) is Response:
+        return Response(result.value, {**headers, **(result.headers or {})})
+    return Response(result, headers)
+
+
+def again(error: RPCError, **details: Any) -> RPCError:
+    """Return a fresh exception, because raising one object twice mixes up its tracebacks."""
+    return type(error)(error.message, details={**error.details, **details})
+
+
 def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
     """Read `[method, params, meta]`; the milliseconds that are left stand before meta.
 
@@ -423,6 +549,9 @@ def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
     name, params, meta = body
     if type(meta) is not dict:
         raise _bad_request("meta must be a map")
+    headers = meta.get("headers", {})
+    if type(headers) is not dict or not all(type(key) is str for key in headers):
+        raise _bad_request("headers must be a map with keys of text")
     if "ttl" not in meta:
         return name, params, None, meta
     ttl = meta["ttl"]
