@@ -37,7 +37,7 @@ LAYERS = [
         "transport.tasks",
         "transport.threads",
     },
-    {"transport.loop", "transport.outlet"},
+    {"transport.loop", "transport.outlet", "transport.running"},
     {"transport.calls", "transport.serving", "transport.stream", "transport.wire_log"},
     {"transport.messages", "transport.background", "transport.stream_call"},
     {"transport.streaming"},

@@ -9,7 +9,7 @@ from typing import Any
 from ..exceptions import RPCTimeout
 from ..transport.connection import Connection
 from ..transport.handling import Handled, current
-from ..transport.serving import again
+from ..transport.running import again
 
 __all__ = ["Context"]
 

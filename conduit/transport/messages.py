@@ -34,7 +34,8 @@ from .calls import DEFAULT, NAME_BYTES, Calls, Default, closed_again, too_large
 from .handling import HANDLING
 from .line import Line
 from .outlet import Outlet
-from .serving import Handler, Routes, Serving, as_rpc_error, why_stopped
+from .running import Handler, as_rpc_error, why_stopped
+from .serving import Routes, Serving
 from .tasks import Suspended
 
 __all__ = ["Messages", "encode_message"]

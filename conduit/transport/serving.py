@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ..exceptions import (
     CallCancelled,
-    InternalError,
     MethodNotFound,
     Overloaded,
     PayloadTooLarge,
@@ -34,19 +32,19 @@ from ..protocol.payload import LARGE, Encoder, decode
 from .handling import Handled, Handling, PartOf
 from .loop import Sweep
 from .outlet import Outlet
+from .running import (
+    Handler,
+    Running,
+    as_rpc_error,
+    headers_of,
+    none_or,
+    text_of,
+    why_stopped,
+)
 from .tasks import Starter, Suspended
-from .threads import ThreadFuture, run_in_thread
+from .threads import run_in_thread
 
-__all__ = [
-    "Handler",
-    "Response",
-    "Routes",
-    "Serving",
-    "again",
-    "as_rpc_error",
-    "text_of",
-    "why_stopped",
-]
+__all__ = ["Response", "Routes", "Serving"]
 
 logger = logging.getLogger("conduit.connection")
 
@@ -72,26 +70,6 @@ class Response(Generic[T]):
     headers: Mapping[str, Any] | None = None
 
 
-class Handler(Protocol):
-    """What serving needs of a handler that the router has compiled."""
-
-    name: str
-    kind: Literal["coroutine", "thread", "inline"]
-    timeout: float | None
-    concurrent: bool
-    streaming: Any
-    """Its `streaming.Streaming`; None when it neither sends nor takes items."""
-    finish: Callable[[Any], Any] | None
-    """Checks the result and turns it into plain data; None when there is nothing to check."""
-
-    @property
-    def start(self) -> Callable[[Any, Any], Any]:
-        """Validates the data for a connection, and returns by `kind` the coroutine, the function
-        that is to run in a thread, or the result.
-        """
-        ...
-
-
 class Routes(Protocol):
     """What a connection needs of a router."""
 
@@ -101,74 +79,6 @@ class Routes(Protocol):
     def messages(self) -> Mapping[str, Handler]: ...
     def unknown_method(self, name: str) -> MethodNotFound: ...
     def unknown_message(self, name: str) -> MethodNotFound: ...
-
-
-class _Running:
-    """A handler that has not ended yet.
-
-    Args:
-        connection: Whose call it handles.
-        handler: The handler.
-        future: Will have its result.
-        call: What `Handling.call` was when it was suspended.
-        ends: When its time is up, by `time.monotonic`; infinity for never.
-
-    Attributes:
-        deadline: When it is to be stopped, by the clock of the loop.
-        stopped: Why it was stopped, if it was.
-    """
-
-    __slots__ = ("_call", "_connection", "_ends", "deadline", "future", "handler", "stopped")
-
-    def __init__(
-        self,
-        connection: Any,
-        handler: Handler,
-        future: asyncio.Future[Any],
-        call: Any,
-        ends: float = math.inf,
-    ) -> None:
-        self._connection = connection
-        self.handler = handler
-        self.future = future
-        # No more of a request than its headers, or its parameters would live as long.
-        self._call = _headers(call) if type(call) is list else call
-        self._ends = ends
-        self.deadline = math.inf
-        self.stopped: RPCError | None = None
-
-    @property
-    def handled(self) -> Handled:
-        """What it handles, made when somebody asks."""
-        call = self._call
-        if type(call) is not Handled:
-            headers = call if type(call) is dict else None
-            self._call = call = Handled(
-                self._connection, self.handler.name, _or_none(self._ends), headers, self.stopped
-            )
-        return call
-
-    @property
-    def response_headers(self) -> dict[str, Any] | None:
-        """What goes back beside the result."""
-        return self._call.response_headers if type(self._call) is Handled else None
-
-    def tell(self, reason: RPCError) -> None:
-        """Let the handler know, when it asks, that nobody waits for it any more."""
-        self.stopped = reason
-        if type(self._call) is Handled:
-            self._call.stopped = reason
-
-    def stop(self, reason: RPCError) -> None:
-        """End the handler; a thread cannot be ended and is only told, when it asks."""
-        if self.stopped is None:
-            self.tell(reason)
-            if isinstance(self.future, ThreadFuture):
-                if self.future.leave_queue():
-                    self.stopped = again(reason, executed=False)
-            # A handler that stops the server, or closes its connection, goes on to its end.
-            elif self.handler.kind == "coroutine" and self.future is not asyncio.current_task():
-                self.future.cancel()
 
 
 class Serving:
@@ -236,8 +146,8 @@ class Serving:
         self.draining = False
         self._ttl: float | None = None
         self._value_max = 0
-        self._running: dict[int, _Running] = {}
-        self._requests: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
+        self._requests: dict[int, Running] = {}
         self.held: list[tuple[int, int, bytes]] = []
         self._held_bytes = 0
 
@@ -349,7 +259,7 @@ class Serving:
             return Handled(self._connection, call.name)
         name, meta = call[0], call[2] if len(call) == 3 else {}
         ends = self._ends(self._methods[name], meta.get("ttl"))
-        return Handled(self._connection, name, _or_none(ends), _headers(call))
+        return Handled(self._connection, name, none_or(ends), headers_of(call))
 
     def _ends(self, handler: Handler, ttl: int | None) -> float:
         """Return when the time of a call is up that came with this batch."""
@@ -363,7 +273,7 @@ class Serving:
         handling = self.handling
         call = handling.call
         ends = (call.deadline or math.inf) if type(call) is Handled else self._ends(handler, ttl)
-        running = _Running(self._connection, handler, future, call, ends)
+        running = Running(self._connection, handler, future, call, ends)
         self._running[id] = handling.suspended[future] = running
         if ends != math.inf:
             running.deadline = handling.started + ends - handling.arrived
@@ -372,7 +282,7 @@ class Serving:
 
     def track_message(self, id: int, handler: Handler, future: asyncio.Future[Any]) -> None:
         """Let a message that wants an answer be cancelled like a call. It takes no slot."""
-        running = _Running(self._connection, handler, future, self.handling.call)
+        running = Running(self._connection, handler, future, self.handling.call)
         self.handling.suspended[future] = running
         if id:
             self._requests[id] = running
@@ -490,7 +400,7 @@ class Serving:
     def tell(self, future: asyncio.Future[Any], reason: RPCError) -> None:
         """Let the handler of a message know, when it asks, that nobody waits for it any more."""
         running = self.handling.suspended.get(future)
-        if isinstance(running, _Running):
+        if isinstance(running, Running):
             running.tell(reason)
 
     def futures(self) -> set[asyncio.Future[Any]]:
@@ -509,33 +419,11 @@ class Serving:
         self.held.clear()
 
 
-def text_of(message: object) -> str:
-    """Return a text that can be sent, whatever a handler has put into its error."""
-    try:
-        return str(message).encode(errors="replace").decode()
-    except Exception:  # noqa: BLE001  # __str__ of an object of the application
-        return ""
-
-
-def _headers(body: list[Any]) -> dict[str, Any] | None:
-    """Return the headers of a request."""
-    return body[2].get("headers") if len(body) == 3 else None
-
-
-def _or_none(moment: float) -> float | None:
-    return None if moment == math.inf else moment
-
-
 def _with_headers(result: Any, headers: dict[str, Any]) -> Response[Any]:
     """Return a result with further headers, those that it has itself before these."""
     if type(result) is Response:
         return Response(result.value, {**headers, **(result.headers or {})})
     return Response(result, headers)
-
-
-def again(error: RPCError, **details: Any) -> RPCError:
-    """Return a fresh exception, because raising one object twice mixes up its tracebacks."""
-    return type(error)(error.message, details={**error.details, **details})
 
 
 def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
@@ -562,33 +450,6 @@ def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
 
 def _bad_request(text: str) -> ProtocolError:
     return ProtocolError(f"bad RPC_REQUEST: {text}", close_code=CloseCode.BAD_PAYLOAD)
-
-
-def why_stopped(future: asyncio.Future[Any], stopped: RPCError, name: str) -> RPCError:
-    """Return why a handler was stopped; what it raised on its way out is only logged."""
-    error = None if future.cancelled() else future.exception()
-    if error is not None and not isinstance(error, RPCError):
-        logger.error("handler %r failed after it was stopped", name, exc_info=error)
-    return stopped
-
-
-def as_rpc_error(error: BaseException, name: str) -> RPCError:
-    """Return what the peer is told of an error; the text of an unexpected one stays here."""
-    if isinstance(error, RPCError):
-        return error
-    if isinstance(error, asyncio.CancelledError):
-        return CallCancelled(f"{name!r} was cancelled by the side that ran it")
-    error_id = secrets.token_hex(8)
-    logger.error(
-        "handler %r failed, error id %s",
-        name,
-        error_id,
-        exc_info=(type(error), error, error.__traceback__),
-    )
-    return InternalError(
-        f"{name!r} failed; its log has the reason under error id {error_id}",
-        details={"error_id": error_id},
-    )
 
 
 def _result_too_large(size: int, limit: int) -> PayloadTooLarge:

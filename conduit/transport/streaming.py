@@ -18,7 +18,8 @@ from ..protocol.frames import CloseCode, FrameType, Payload
 from ..protocol.payload import Encoder, decode, read_credit
 from .calls import Calls, Headers, Params
 from .outlet import Outlet
-from .serving import Handler, Serving
+from .running import Handler
+from .serving import Serving
 from .stream import Check, Explain, Receiver, Sender
 from .stream_call import OpenCall, without_iterator
 from .tasks import Starter

@@ -13,8 +13,9 @@ import pytest
 from conduit import Context, Response, Stream, from_thread
 from conduit.exceptions import CallCancelled, PayloadTooLarge, PermissionDenied, RPCTimeout
 from conduit.protocol.frames import CloseCode, FrameType
-from conduit.transport import serving
+from conduit.transport import running, serving
 from conduit.transport.connection import Connection
+from conduit.transport.handling import Handled
 from conduit.transport.loop import Shared
 from tests.transport.clock import Clock, clock
 from tests.transport.pair import Pair, Side, turns, until, within
@@ -280,14 +281,15 @@ async def test_nothing_is_made_for_who_does_not_ask(
     """A call must not cost more because others want to know of theirs."""
     made: list[Any] = []
 
-    class Counted(serving.Handled):
+    class Counted(Handled):
         __slots__ = ()
 
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             made.append(args)
 
-    monkeypatch.setattr(serving, "Handled", Counted)
+    for module in (running, serving):
+        monkeypatch.setattr(module, "Handled", Counted)
     async with Pair() as pair:
 
         @pair.server.rpc
