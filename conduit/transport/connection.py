@@ -33,7 +33,6 @@ from ..protocol.frames import REPLY, CloseCode, FrameType, Payload
 from ..protocol.session import Session
 from ..rpc.caller import Caller, convert
 from .calls import DEFAULT, Calls, Default, Headers, Params, closed_again
-from .handling import HANDLING
 from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
 from .outlet import Link, Outlet
@@ -569,9 +568,6 @@ class Connection:
                 if not entered:
                     entered = True
                     handling.enter(serving)
-                    if HANDLING.get() is not handling:
-                        # For good: only handlers start in the link's context.
-                        HANDLING.set(handling)
                 if kind == _REQUEST:
                     serving.request(id, payload)
                 elif kind == _MESSAGE:

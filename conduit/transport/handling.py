@@ -14,14 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from ..exceptions import RPCError, RPCTimeout
 
-__all__ = ["HANDLING", "Handled", "Handling", "PartOf", "current", "inherit", "no_deadline", "work_for"]
+__all__ = [
+    "HANDLING",
+    "Handled",
+    "Handling",
+    "PartOf",
+    "current",
+    "inherit",
+    "no_deadline",
+    "work_for",
+]
 
 T = TypeVar("T")
 
@@ -107,7 +116,12 @@ class Handling:
         self.arrived = self.started = 0.0
 
     def enter(self, server: Server) -> None:
-        """Begin to handle a batch of frames of one connection."""
+        """Begin to handle a batch of frames of one connection.
+
+        To be called where only handlers start: the context is marked for good.
+        """
+        if HANDLING.get() is not self:
+            HANDLING.set(self)
         self.server = server
         self.arrived, self.started = monotonic(), self._loop.time()
 
@@ -173,9 +187,7 @@ def current() -> Handled | None:
     return None if handling is None else handling.handled()
 
 
-async def work_for(
-    handled: Handled | None, function: Callable[..., Awaitable[T]], *args: Any
-) -> T:
+async def work_for(handled: Handled | None, function: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run an async function in a task of its own as a part of a handler that waits for it."""
     if handled is not None:
         HANDLING.set(PartOf(handled, asyncio.current_task()))
@@ -206,7 +218,7 @@ def inherit(handling: Handling | PartOf, seconds: float | None) -> float | None:
 
 
 @contextlib.contextmanager
-def no_deadline() -> Iterator[None]:
+def no_deadline() -> Generator[None, None, None]:
     """Let the calls of a block take longer than the handler that makes them.
 
     Inside, a call has the deadline that its own `timeout` says, or the usual one. What a handler

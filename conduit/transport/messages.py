@@ -399,7 +399,6 @@ class Messages:
         """Handle what has waited for a handler to end."""
         handling = self._serving.handling
         handling.enter(self._serving)
-        token = HANDLING.set(handling)
         try:
             while not self._busy:
                 if self._best_effort:
@@ -413,7 +412,6 @@ class Messages:
                 else:
                     break
         finally:
-            HANDLING.reset(token)
             handling.leave()
 
     def _settle(self, message: _Incoming, result: Any, error: BaseException | None) -> None:

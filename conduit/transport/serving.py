@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -186,6 +186,8 @@ class Serving:
             self._shed(id, name)
             return
         handling.call = body
+        if handler.timeout is not None:
+            handling.call = self.handled(body)  # its own time begins now
         try:
             if meta is not None and "stream" in meta:
                 result = self._connection.streams.serve(id, handler, params, meta["stream"])

@@ -161,7 +161,13 @@ async def test_the_handler_of_a_message_has_one(caller_is_client: bool) -> None:
 
         callee.on("news")(with_connection if caller_is_client else news)
         told = await within(caller.connection.request("news", 1))
-        expected = {"method": "news", "headers": {}, "left": None, "deadline": None, "mine": True}
+        expected: dict[str, Any] = {
+            "method": "news",
+            "headers": {},
+            "left": None,
+            "deadline": None,
+            "mine": True,
+        }
         assert told == [{**expected, "identity": callee.connection.identity}] * 2
         assert nothing_left()
 
@@ -426,10 +432,10 @@ async def test_a_thread_is_told(kind: str, why: str, caller_is_client: bool) -> 
             wait_and_ask(Context.current(), gone, outcome)
             return "done"
 
-        def message(message: Any, context: Context) -> str:
+        def message(message: Any, context: Context) -> Any:
             return work()
 
-        def from_client(connection: Connection, message: Any, context: Context) -> str:
+        def from_client(connection: Connection, message: Any, context: Context) -> Any:
             return work()
 
         callee.on("work")(from_client if caller_is_client else message)
@@ -459,7 +465,7 @@ async def test_a_thread_is_told(kind: str, why: str, caller_is_client: bool) -> 
         if why == "nothing":
             assert await within(call) == "done"
         else:
-            await asyncio.wait([call])
+            await asyncio.gather(call, return_exceptions=True)
         await until(nothing_left)
 
 

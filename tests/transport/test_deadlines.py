@@ -422,6 +422,7 @@ async def test_what_expires_in_the_queue_for_a_thread_does_not_run() -> None:
             ran.append(1)
 
         holding = [pair.client.start("hold") for _ in range(64)]
+        await turns()
         ask(pair.client, 201, "work", {}, {"ttl": 20})
         await until(lambda: 201 in answers(pair.server))
         release.set()
