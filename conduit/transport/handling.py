@@ -208,7 +208,8 @@ def inherit(handling: Handling | PartOf, seconds: float | None) -> float | None:
     if handled is None or handled.deadline is None or handled.unbounded:
         return seconds
     left = handled.deadline - monotonic()
-    if left <= 0:
+    # The loop's clock, which stops handlers, may be some milliseconds ahead of this one.
+    if left <= 0 or isinstance(handled.stopped, RPCTimeout):
         raise RPCTimeout(
             f"the time of {handled.name!r} is up, and so it can call nobody",
             details={"executed": False},

@@ -323,10 +323,10 @@ async def test_what_must_be_set_right_can_be_when_the_time_is_up() -> None:
                     await connection.rpc.release(name="free")
                 ended.set()
 
-        with pytest.raises(RPCTimeout):
-            await within(pair.client.call("hold", timeout=0.02))
+        ask(pair.client, 101, "hold", {}, {"ttl": 20})
         await within(ended.wait())
-        await turns()
+        await until(lambda: answers(pair.server))
+        assert answers(pair.server)[101][0] == RPCTimeout.code
         assert released == ["free"] and len(refused) == 1
         assert pair.server.connection.running == 0
 
