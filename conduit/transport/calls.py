@@ -55,6 +55,7 @@ class Default:
 DEFAULT: Final = Default()
 """The timeout that the descriptor gives."""
 
+_handling: Final = HANDLING.get
 _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
 _CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
 _NEVER: Final = math.inf
@@ -166,7 +167,7 @@ class Calls:
             prefix = self._prefix(method)
         loop = self._loop
         suffix = b""
-        handling = HANDLING.get()
+        handling = _handling()
         if handling is not None:
             timeout = inherit(handling, self._timeout if isinstance(timeout, Default) else timeout)
         if timeout is DEFAULT:

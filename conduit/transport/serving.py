@@ -54,6 +54,13 @@ _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
 HELD_BYTES: Final = 8 * 1024 * 1024
 """Bytes of answers that wait for an acknowledgement, above which calls are refused."""
 
+LONG: Final = 5.0
+"""Seconds from which the usual time of a peer's calls is not looked at when their turn comes.
+
+To ask for the time costs a call 1 %, and whoever keeps a single batch of calls waiting that long
+has stalled everybody. Calls that say their own time are always looked at.
+"""
+
 T = TypeVar("T")
 
 
@@ -103,6 +110,7 @@ class Serving:
     __slots__ = (
         "_connection",
         "_encoder",
+        "_hasty",
         "_held_bytes",
         "_limit",
         "_loop",
@@ -145,6 +153,7 @@ class Serving:
         self._limit = limit
         self.draining = False
         self._ttl: float | None = None
+        self._hasty = False
         self._value_max = 0
         self._running: dict[int, Running] = {}
         self._requests: dict[int, Running] = {}
@@ -155,6 +164,7 @@ class Serving:
         """Learn what the peer accepts, and what deadline its calls have by default."""
         self._value_max = peer.frame_max
         self._ttl = peer.ttl / 1000 if peer.ttl else None
+        self._hasty = self._ttl is not None and self._ttl < LONG
 
     def __len__(self) -> int:
         return len(self._running)
@@ -180,14 +190,10 @@ class Serving:
             return
         if (self._running or self.held or self.draining) and self._refuses(id):
             return
-        handling = self.handling
-        seconds = self._ttl if ttl is None else ttl / 1000
-        if seconds and monotonic() - handling.arrived > seconds:
-            self._shed(id, name)
+        if (ttl is not None or self._hasty) and self._sheds(id, name, ttl):
             return
+        handling = self.handling
         handling.call = body
-        if handler.timeout is not None:
-            handling.call = self.handled(body)  # its own time begins now
         try:
             if meta is not None and "stream" in meta:
                 result = self._connection.streams.serve(id, handler, params, meta["stream"])
@@ -196,18 +202,24 @@ class Serving:
             else:
                 result = self.execute(handler, params)
             if type(result) is not Suspended:
-                call = handling.call
-                self._answer(id, handler, result, None if call is body else call.response_headers)
+                if handling.call is body:
+                    self._answer(id, handler, result)
+                else:
+                    self._answer(id, handler, result, handling.call.response_headers)
                 return
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, handler, exc)
             return
         self._track(id, handler, result.future, ttl)
 
-    def _shed(self, id: int, name: str) -> None:
-        """Refuse a call for which nobody waits any more, before its handler runs."""
-        details = {"executed": False}
-        self.refuse(id, RPCTimeout(f"the time of {name!r} was up before its turn", details=details))
+    def _sheds(self, id: int, name: str, ttl: int | None) -> bool:
+        """Refuse a call whose time is up before its turn: nobody waits for it any more."""
+        seconds = self._ttl if ttl is None else ttl / 1000
+        if not seconds or monotonic() - self.handling.arrived <= seconds:
+            return False
+        text = f"the time of {name!r} was up before its turn"
+        self.refuse(id, RPCTimeout(text, details={"executed": False}))
+        return True
 
     def _refuses(self, id: int) -> bool:
         """Refuse a call that must not run now."""
@@ -312,7 +324,11 @@ class Serving:
             self._running.pop(id, None)
 
     def _answer(
-        self, id: int, handler: Handler, result: Any, headers: dict[str, Any] | None
+        self,
+        id: int,
+        handler: Handler,
+        result: Any,
+        headers: dict[str, Any] | None = None,
     ) -> None:
         finish = handler.finish
         if finish is not None:

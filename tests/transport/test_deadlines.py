@@ -106,15 +106,13 @@ async def test_a_handler_without_a_deadline_hands_none_on(clock: Clock, how: str
         assert told(pair.server) == [None]
 
 
-@pytest.mark.parametrize("how", ["at once", "later"])
-async def test_what_the_handler_itself_is_allowed_counts(clock: Clock, how: str) -> None:
+async def test_what_the_handler_itself_is_allowed_counts(clock: Clock) -> None:
     async with Pair() as pair:
         answering(pair.client)
 
         @pair.server.rpc(timeout=5)
         async def relay(connection: Connection) -> Any:
-            if how == "later":
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
             clock.advance(4)
             return await connection.rpc.call("answer")
 
@@ -389,6 +387,27 @@ async def test_the_usual_time_expires_as_well(clock: Clock) -> None:
         ask(pair.client, 105, "work", ["in the next batch"])
         await until(lambda: len(answers(pair.server)) == 3)
         assert ran == ["in the next batch"]
+
+
+@pytest.mark.parametrize("usual, runs", [(None, True), (4.9, False), (5.0, True)])
+async def test_only_a_short_usual_time_is_looked_at(
+    clock: Clock, usual: float | None, runs: bool
+) -> None:
+    async with Pair(client=settings(timeout=usual)) as pair:
+        ran: list[int] = []
+
+        @pair.server.rpc(thread=False)
+        def busy() -> None:
+            clock.advance(60)
+
+        @pair.server.rpc(thread=False)
+        def work() -> None:
+            ran.append(1)
+
+        ask(pair.client, 101, "busy")
+        ask(pair.client, 103, "work")
+        await until(lambda: len(answers(pair.server)) == 2)
+        assert bool(ran) is runs
 
 
 async def test_the_time_of_a_handler_of_its_own_begins_when_it_runs(clock: Clock) -> None:
