@@ -23,8 +23,10 @@ from .exceptions import (
     Unavailable,
 )
 from .rpc.caller import data
+from .rpc.context import Context
 from .server import Server
 from .transport.connection import Connection
+from .transport.handling import no_deadline
 from .transport.serving import Response
 from .transport.stream_call import StreamCall
 from .transport.streaming import Stream
@@ -41,6 +43,7 @@ __all__ = [
     "Connection",
     "ConnectionClosed",
     "ConnectionLost",
+    "Context",
     "InternalError",
     "InvalidParams",
     "Limits",
@@ -62,4 +65,5 @@ __all__ = [
     "data",
     "from_thread",
     "hash_password",
+    "no_deadline",
 ]

@@ -7,6 +7,7 @@ import concurrent.futures
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from .transport.handling import current, work_for
 from .transport.threads import HANDLER_LOOP
 
 __all__ = ["run"]
@@ -29,6 +30,8 @@ def _loop_runs_here() -> bool:
 def run(function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
     """Run an async function on the event loop that serves this handler, and wait for its result.
 
+    What it calls has no more time than the handler, as if the handler called by itself.
+
     Args:
         function: An async function, such as `connection.send`.
         args: Its arguments.
@@ -44,7 +47,7 @@ def run(function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         raise RuntimeError(
             "from_thread.run works only inside a plain def handler; on the event loop, await"
         )
-    coroutine = function(*args)
+    coroutine = work_for(current(), function, *args)
     try:
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     except RuntimeError:  # the loop has ended

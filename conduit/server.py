@@ -27,7 +27,7 @@ from .transport.link import SocketLink
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
 from .transport.messages import encode_message
-from .transport.serving import text_of
+from .transport.running import text_of
 from .transport.settings import Settings
 from .transport.tls import server_context, server_end_point
 from .users import Users

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter
 
-from ..transport.calls import DEFAULT, Default, Params
+from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.serving import Response
 from ..transport.stream import Check
 from ..transport.stream_call import OpenCall, StreamCall
@@ -19,11 +19,13 @@ __all__ = ["Caller", "convert", "data"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-Call = Callable[[str, Params, "float | None | Default", bool], Coroutine[Any, Any, Any]]
-"""Method, arguments, timeout, and whether the whole body of the answer is wanted."""
+Call = Callable[[str, Params, "float | None | Default", bool, Headers], Coroutine[Any, Any, Any]]
+"""Method, arguments, timeout, whether the whole body of the answer is wanted, and headers."""
 
-OpenStream = Callable[[str, Params, "float | None", "Check | None"], Coroutine[Any, Any, OpenCall]]
-"""Method, arguments, timeout, and what validates the items."""
+OpenStream = Callable[
+    [str, Params, "float | None", "Check | None", Headers], Coroutine[Any, Any, OpenCall]
+]
+"""Method, arguments, timeout, what validates the items, and headers."""
 
 
 def data(**parameters: Any) -> dict[str, Any]:
@@ -51,7 +53,12 @@ class Caller:
 
     @overload
     def call(
-        self, method: str, args: Params = None, *, timeout: float | None | Default = DEFAULT
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        headers: Headers = None,
     ) -> Coroutine[Any, Any, Any]: ...
 
     @overload
@@ -62,6 +69,7 @@ class Caller:
         *,
         timeout: float | None | Default = DEFAULT,
         returns: type[T],
+        headers: Headers = None,
     ) -> Coroutine[Any, Any, T]: ...
 
     @overload
@@ -72,6 +80,7 @@ class Caller:
         *,
         timeout: float | None | Default = DEFAULT,
         returns: Any,
+        headers: Headers = None,
     ) -> Coroutine[Any, Any, Any]: ...
 
     def call(
@@ -81,6 +90,7 @@ class Caller:
         *,
         timeout: float | None | Default = DEFAULT,
         returns: Any = None,
+        headers: Headers = None,
     ) -> Coroutine[Any, Any, Any]:
         """Call a method and return its result.
 
@@ -91,9 +101,11 @@ class Caller:
         Args:
             method: The name, at most 256 bytes.
             args: Parameters: a mapping by name, a list or tuple by position, or a Pydantic model.
-            timeout: Seconds; the descriptor's `rpc_timeout` by default, None for no deadline.
+            timeout: Seconds; the descriptor's `rpc_timeout` by default, None for no deadline. A
+                call that a handler makes has no more time than the handler; see `no_deadline`.
             returns: A type that the result is validated against and turned into; `Response` gives
                 the result together with its headers.
+            headers: Plain data beside the arguments, which `Context.headers` gives to the handler.
 
         Raises:
             RPCTimeout: No answer came in time.
@@ -106,18 +118,28 @@ class Caller:
             pydantic.ValidationError: The result is not what `returns` says.
         """
         if returns is None:
-            return self._call(method, args, timeout, False)
-        return self._typed_result(method, args, timeout, returns)
+            return self._call(method, args, timeout, False, headers)
+        return self._typed_result(method, args, timeout, returns, headers)
 
     async def _typed_result(
-        self, method: str, args: Params, timeout: float | None | Default, returns: Any
+        self,
+        method: str,
+        args: Params,
+        timeout: float | None | Default,
+        returns: Any,
+        headers: Headers,
     ) -> Any:
-        body: list[Any] = await self._call(method, args, timeout, True)
+        body: list[Any] = await self._call(method, args, timeout, True, headers)
         return _result(returns, body)
 
     @overload
     def stream(
-        self, method: str, args: Params = None, *, timeout: float | None = None
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        headers: Headers = None,
     ) -> StreamCall[Any, Any]: ...
 
     @overload
@@ -129,16 +151,29 @@ class Caller:
         timeout: float | None = None,
         items: type[T],
         returns: type[R],
+        headers: Headers = None,
     ) -> StreamCall[T, R]: ...
 
     @overload
     def stream(
-        self, method: str, args: Params = None, *, timeout: float | None = None, items: type[T]
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        items: type[T],
+        headers: Headers = None,
     ) -> StreamCall[T, Any]: ...
 
     @overload
     def stream(
-        self, method: str, args: Params = None, *, timeout: float | None = None, returns: type[R]
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        returns: type[R],
+        headers: Headers = None,
     ) -> StreamCall[Any, R]: ...
 
     @overload
@@ -150,6 +185,7 @@ class Caller:
         timeout: float | None = None,
         items: Any = None,
         returns: Any = None,
+        headers: Headers = None,
     ) -> StreamCall[Any, Any]: ...
 
     def stream(
@@ -160,6 +196,7 @@ class Caller:
         timeout: float | None = None,
         items: Any = None,
         returns: Any = None,
+        headers: Headers = None,
     ) -> StreamCall[Any, Any]:
         """Call a method that sends items, takes them, or both.
 
@@ -177,16 +214,19 @@ class Caller:
         Args:
             method: The name, at most 256 bytes.
             args: As for `call`, and one of them may be an iterator.
-            timeout: Seconds for the whole call, the wait in line included; no deadline by default.
+            timeout: Seconds for the whole call, the wait in line included; no deadline by default,
+                unless a handler calls: it has no more time than that.
             items: A type that each item is validated against and turned into.
             returns: The same for the result; `Response` gives it together with its headers.
+            headers: As for `call`.
 
         Returns:
             What is entered, iterated over and asked for its result; see `StreamCall`.
         """
         check = None if items is None else _adapter(GenericAlias(list, items)).validate_python
         return StreamCall(
-            partial(self._stream, method, args, timeout, check), partial(_result, returns)
+            partial(self._stream, method, args, timeout, check, headers),
+            partial(_result, returns),
         )
 
     async def discover(self) -> list[dict[str, Any]]:
@@ -194,7 +234,9 @@ class Caller:
 
         The keys are `name`, `description`, `parameters` and `returns` (JSON Schema), `requires`.
         """
-        methods: list[dict[str, Any]] = await self._call("conduit.discover", None, DEFAULT, False)
+        methods: list[dict[str, Any]] = await self._call(
+            "conduit.discover", None, DEFAULT, False, None
+        )
         return methods
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -205,7 +247,7 @@ class Caller:
             )
 
         def method(**parameters: Any) -> Coroutine[Any, Any, Any]:
-            return self._call(name, parameters, DEFAULT, False)
+            return self._call(name, parameters, DEFAULT, False, None)
 
         method.__name__ = method.__qualname__ = name
         return method

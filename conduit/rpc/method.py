@@ -20,6 +20,7 @@ from pydantic_core import SchemaValidator, core_schema
 from ..exceptions import InvalidParams
 from ..transport.connection import Connection
 from ..transport.serving import Response
+from .context import Context
 from .streams import Declared, shown
 from .validation import AS_SENT, Schema, adapter_of, finisher, invalid_params
 
@@ -59,9 +60,11 @@ class Method:
         self.kind: Kind = _kind(function, name, thread)
         signature, hints = _signature(function, name)
         annotations = {key: shown(hint) for key, hint in hints.items()}
-        self._connections = [p for p in signature.parameters if _is_connection(hints.get(p))]
+        self._connections = [p for p in signature.parameters if _is(hints.get(p), Connection)]
+        self._contexts = [p for p in signature.parameters if _is(hints.get(p), Context)]
         self._streams = declared = Declared(_called(function), name, signature, hints)
-        injected = [*self._connections, *declared.parameters]
+        unseen = [*self._connections, *self._contexts]
+        injected = [*unseen, *declared.parameters]
         everything = signature.parameters.values()
         self._positional_only = [p for p in everything if p.kind is p.POSITIONAL_ONLY]
         self._by_name = [p.name for p in everything if p.kind is not p.POSITIONAL_ONLY]
@@ -73,7 +76,7 @@ class Method:
         seen = [
             p.replace(annotation=annotations.get(p.name, p.annotation))
             for p in everything
-            if p.name not in self._connections and p.name != declared.output
+            if p.name not in unseen and p.name != declared.output
         ]
         self._shown = inspect.Signature(
             seen,
@@ -125,6 +128,8 @@ class Method:
         except ValidationError as exc:
             raise invalid_params(self.name, exc, lone=self._model is not None) from None
         injected = dict.fromkeys(self._connections, connection)
+        if self._contexts:
+            injected.update(dict.fromkeys(self._contexts, Context.current()))
         injected.update(self._streams.injected(stream, items))
         call = self._bound(args, kwargs, injected)
         return call if self.kind == "thread" else call()
@@ -227,8 +232,9 @@ class MessageHandler:
             raise TypeError(f"handler {name!r} is a generator; messages have no streams")
         signature, hints = _signature(function, name)
         parameters = list(signature.parameters.values())
-        injected = {p.name for p in parameters if _is_connection(hints.get(p.name))}
-        injected.update(p.name for p in parameters[:with_connection])
+        self._contexts = {p.name for p in parameters if _is(hints.get(p.name), Context)}
+        injected = {p.name for p in parameters if _is(hints.get(p.name), Connection)}
+        injected.update(self._contexts, (p.name for p in parameters[:with_connection]))
         needed = [p for p in parameters if p.name not in injected and p.default is p.empty]
         if len(needed) != 1 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             wanted = "(connection, message)" if with_connection else "(message)"
@@ -269,8 +275,11 @@ class MessageHandler:
                 data = self._validate(data)
             except ValidationError as exc:
                 raise invalid_params(self.name, exc) from None
-        args = [data if name == self._message else connection for name in self._by_position]
-        named = {name: data if name == self._message else connection for name in self._by_name}
+        given: dict[str, Any] = {self._message: data}
+        if self._contexts:
+            given |= dict.fromkeys(self._contexts, Context.current())
+        args = [given.get(name, connection) for name in self._by_position]
+        named = {name: given.get(name, connection) for name in self._by_name}
         if self.kind == "thread":
             return functools.partial(self.function, *args, **named)
         return self.function(*args, **named)
@@ -318,8 +327,8 @@ def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) else type(function).__call__
 
 
-def _is_connection(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Connection)
+def _is(hint: Any, wanted: type) -> bool:
+    return isinstance(hint, type) and issubclass(hint, wanted)
 
 
 def _lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:

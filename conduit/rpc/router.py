@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from ..exceptions import MethodNotFound
 from ..transport.calls import NAME_BYTES
-from ..transport.serving import Handler
+from ..transport.running import Handler
 from ..transport.streaming import Streaming
 from .method import Kind, MessageHandler, Method
 

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from .calls import HANDLING
+from .handling import HANDLING
 
 __all__ = ["Background"]
 

@@ -10,7 +10,6 @@ import asyncio
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -29,11 +28,21 @@ from ..exceptions import (
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, Encoder, decode
+from .handling import HANDLING, inherit
 from .line import Line
 from .loop import Sweep
 from .outlet import FLUSH_FRAMES, Outlet
 
-__all__ = ["DEFAULT", "HANDLING", "NAME_BYTES", "Calls", "Default", "closed_again", "too_large"]
+__all__ = [
+    "DEFAULT",
+    "NAME_BYTES",
+    "Calls",
+    "Default",
+    "Headers",
+    "Params",
+    "closed_again",
+    "too_large",
+]
 
 
 class Default:
@@ -46,9 +55,7 @@ class Default:
 DEFAULT: Final = Default()
 """The timeout that the descriptor gives."""
 
-HANDLING: ContextVar[object] = ContextVar("conduit_handling", default=None)
-"""Set while a handler runs: whoever serves a call must not wait in line for a call of its own."""
-
+_handling: Final = HANDLING.get
 _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
 _CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
 _NEVER: Final = math.inf
@@ -59,8 +66,13 @@ _PREFIXES: Final = 1024
 _NOTHING_LARGE: Final[frozenset[str]] = frozenset()
 """Shared by most connections, because an empty set takes 216 bytes."""
 NAME_BYTES: Final = 256
+HEADER_BYTES: Final = 3072
+"""Bytes of headers that a request may have; they and the names fit into a frame's envelope."""
 
 Params = Mapping[str, Any] | Sequence[Any] | BaseModel | None
+
+Headers = Mapping[str, Any] | None
+"""What travels beside the parameters of a call."""
 
 
 _Table = dict[int, tuple["asyncio.Future[list[Any]]", float, str, "float | None"]]
@@ -139,26 +151,34 @@ class Calls:
         args: Params = None,
         timeout: float | None | Default = DEFAULT,
         whole: bool = False,
+        headers: Headers = None,
     ) -> Any:
         """Call a method of the peer and return its result.
 
         Args:
             method: The name.
             args: Parameters by name or by position.
-            timeout: Seconds until `RPCTimeout`, the wait in line included; None waits for ever.
+            timeout: Seconds until `RPCTimeout`, the wait in line included; None waits for ever. A
+                handler that calls waits no longer than it may run itself.
             whole: Return `[result]` or `[result, headers]`, as it came.
+            headers: What travels beside the parameters.
         """
         prefix = self._prefixes.get(method)
         if prefix is None:
             prefix = self._prefix(method)
         loop = self._loop
         suffix = b""
+        handling = _handling()
+        if handling is not None:
+            timeout = inherit(handling, self._timeout if isinstance(timeout, Default) else timeout)
         if timeout is DEFAULT:
             seconds = self._timeout
         else:
             assert not isinstance(timeout, Default)
             seconds = timeout
             prefix, suffix = self._with_ttl(prefix, seconds)
+        if headers:
+            prefix, suffix = self._with_meta(self._prefixes[method], seconds, headers)
         deadline = _NEVER if seconds is None else loop.time() + seconds
         if type(args) is not dict:
             args = _plain(args)
@@ -199,7 +219,12 @@ class Calls:
         return self._encoder.split(args) or (self._encoder.pack(args), b"")
 
     async def open(
-        self, method: str, args: Params, argument: str | int | None, timeout: float | None
+        self,
+        method: str,
+        args: Params,
+        argument: str | int | None,
+        timeout: float | None,
+        headers: Headers,
     ) -> tuple[int, asyncio.Future[list[Any]]]:
         """Send the request of a call with streams.
 
@@ -208,6 +233,7 @@ class Calls:
             args: Parameters by name or by position, but for the stream.
             argument: Name or position of the parameter whose items follow, if any do.
             timeout: Seconds, the wait in line included; None for no deadline.
+            headers: What travels beside the parameters.
 
         Returns:
             The id, and what will have the body of the final frame.
@@ -217,10 +243,8 @@ class Calls:
         packed = self._encoder.pack(_plain(args))
         if len(packed) > self._value_max:
             raise too_large("the arguments", len(packed), self._value_max)
-        meta: dict[str, Any] = {"stream": argument}
-        if timeout != self._timeout:
-            meta["ttl"] = 0 if timeout is None else max(1, round(timeout * 1000))
-        payload = b"\x93" + prefix[1:] + packed + self._encoder.pack(meta)
+        prefix, suffix = self._with_meta(prefix, timeout, headers, stream=argument)
+        payload = prefix + packed + suffix
         if len(self._pending) >= self._limit or self._line.waiters or self._outlet.blocked:
             await self._turn(method, deadline, timeout)
         answer: asyncio.Future[list[Any]] = self._loop.create_future()
@@ -256,8 +280,15 @@ class Calls:
         return id
 
     def deadline(self, timeout: float | None | Default) -> tuple[float | None, float]:
-        """Return a timeout in seconds, the default filled in, and when it ends."""
+        """Return how many seconds a call may take, and when they are over.
+
+        Raises:
+            RPCTimeout: The time of the handler that calls is up.
+        """
         seconds = self._timeout if isinstance(timeout, Default) else timeout
+        handling = HANDLING.get()
+        if handling is not None:
+            seconds = inherit(handling, seconds)
         return seconds, math.inf if seconds is None else self._loop.time() + seconds
 
     def _prefix(self, method: str) -> bytes:
@@ -271,11 +302,31 @@ class Calls:
         return prefix
 
     def _with_ttl(self, prefix: bytes, seconds: float | None) -> tuple[bytes, bytes]:
-        """Say how much time the call has, where it is not what was agreed at login."""
+        """Say how much time the call has, where it is not what was agreed at login.
+
+        Returns:
+            What stands before the parameters, and what stands behind them.
+        """
         if seconds == self._timeout:
             return prefix, b""
-        ttl = 0 if seconds is None else max(1, round(seconds * 1000))
-        return b"\x93" + prefix[1:], b"\x81\xa3ttl" + self._encoder.pack(ttl)
+        return b"\x93" + prefix[1:], b"\x81\xa3ttl" + self._encoder.pack(_ttl(seconds))
+
+    def _with_meta(
+        self, prefix: bytes, seconds: float | None, headers: Headers, **meta: Any
+    ) -> tuple[bytes, bytes]:
+        """The same with headers, and with whatever else there is to say."""
+        if headers:
+            if not all(isinstance(key, str) for key in headers):
+                raise TypeError("the names of headers must be text")
+            meta["headers"] = dict(headers)
+            size = len(self._encoder.pack(meta["headers"]))
+            if size > HEADER_BYTES:
+                raise PayloadTooLarge(
+                    f"the headers take {size} bytes, and {HEADER_BYTES} are the most"
+                )
+        if seconds != self._timeout:
+            meta["ttl"] = _ttl(seconds)
+        return b"\x93" + prefix[1:], self._encoder.pack(meta)
 
     async def _turn(self, method: str, deadline: float, seconds: float | None) -> None:
         """Wait in line until the peer grants a slot and there is room to send."""
@@ -435,6 +486,10 @@ def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:
         f"args must be a mapping, a list, a tuple or a model, not {type(args).__name__}; "
         "data(a=1) makes one"
     )
+
+
+def _ttl(seconds: float | None) -> int:
+    return 0 if seconds is None else max(1, round(seconds * 1000))
 
 
 def _bad_body(text: str) -> ProtocolError:

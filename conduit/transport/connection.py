@@ -32,7 +32,7 @@ from ..protocol.events import (
 from ..protocol.frames import REPLY, CloseCode, FrameType, Payload
 from ..protocol.session import Session
 from ..rpc.caller import Caller, convert
-from .calls import DEFAULT, HANDLING, Calls, Default, Params, closed_again
+from .calls import DEFAULT, Calls, Default, Headers, Params, closed_again
 from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
 from .outlet import Link, Outlet
@@ -155,6 +155,7 @@ class Connection:
             shared.encoder,
             shared.starter,
             self._sweep,
+            shared.handling,
             limit=settings.capabilities.calls,
             debug=settings.debug,
         )
@@ -330,10 +331,15 @@ class Connection:
         return self._streams
 
     async def stream(
-        self, method: str, args: Params, timeout: float | None, check: Check | None
+        self,
+        method: str,
+        args: Params,
+        timeout: float | None,
+        check: Check | None,
+        headers: Headers,
     ) -> OpenCall:
         """Send the request of a call with streams; `rpc.stream` is what people use."""
-        return await self.streams.call(method, args, timeout, check)
+        return await self.streams.call(method, args, timeout, check, headers)
 
     @property
     def running(self) -> int:
@@ -560,6 +566,7 @@ class Connection:
 
     def _handle(self, events: list[Event]) -> None:
         outlet, calls, serving = self._outlet, self._calls, self._serving
+        handling = serving.handling
         flushes, resolved, entered = outlet.cork(), False, False
         try:
             for event in events:
@@ -575,8 +582,7 @@ class Connection:
                     break  # closed by a handler of this batch: nobody would get the answers
                 if not entered:
                     entered = True
-                    if HANDLING.get() is not self:
-                        HANDLING.set(self)  # for good: only handlers start in the link's context
+                    handling.enter(serving)
                 if kind == _REQUEST:
                     serving.request(id, payload)
                 elif kind == _MESSAGE:
@@ -591,6 +597,8 @@ class Connection:
         except RPCError as exc:
             self.fail(exc, CloseCode.BAD_PAYLOAD, str(exc))
         finally:
+            if entered:
+                handling.leave()
             if resolved:
                 self._write_with_callers(len(events))
             elif flushes:

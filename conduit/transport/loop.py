@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from ..protocol.payload import Encoder
+from .handling import Handling
 from .tasks import Starter
 
 __all__ = ["ACK_DELAY", "Shared", "Sweep", "milliseconds"]
@@ -47,6 +48,7 @@ class Shared:
             read. Safe on loops that read when the socket is ready, which all but Windows' proactor
             do.
         encoder: Packs values.
+        handling: The handlers that run.
         members: The connections whose links are up.
         starter: Starts handlers.
     """
@@ -61,6 +63,7 @@ class Shared:
         "_spare",
         "_unacknowledged",
         "encoder",
+        "handling",
         "members",
         "slab",
         "starter",
@@ -76,6 +79,7 @@ class Shared:
         self._spare: memoryview | None = None
         self.slab = memoryview(bytearray(SLAB_BYTES))
         self.encoder = Encoder()
+        self.handling = Handling(loop)
         self.starter = Starter(loop)
 
     @classmethod

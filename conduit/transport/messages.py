@@ -30,10 +30,12 @@ from ..exceptions import (
 from ..protocol.events import Capabilities
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import Encoder, decode, read_credit
-from .calls import DEFAULT, HANDLING, NAME_BYTES, Calls, Default, closed_again, too_large
+from .calls import DEFAULT, NAME_BYTES, Calls, Default, closed_again, too_large
+from .handling import HANDLING
 from .line import Line
 from .outlet import Outlet
-from .serving import Handler, Routes, Serving, as_rpc_error, why_stopped
+from .running import Handler, as_rpc_error, why_stopped
+from .serving import Routes, Serving
 from .tasks import Suspended
 
 __all__ = ["Messages", "encode_message"]
@@ -348,6 +350,7 @@ class Messages:
 
     def _run(self, name: str, data: Any, handler: Handler, id: int, size: int, reply: bool) -> None:
         """Run the handler of a message; the parameters are those of `_Incoming`."""
+        self._serving.handling.call = handler
         try:
             result = self._serving.execute(handler, data)
         except BaseException as exc:  # noqa: BLE001  # _settle raises what is not the handler's
@@ -371,7 +374,7 @@ class Messages:
     def _ended(self, message: _Incoming, future: asyncio.Future[Any]) -> None:
         if self._running is not None:
             self._running.discard(future)
-        stopped = self._serving.untrack(message.id)
+        stopped = self._serving.untrack(message.id, future)
         if stopped is not None:
             self._settle(message, None, why_stopped(future, stopped, message.name))
         elif future.cancelled():
@@ -394,7 +397,8 @@ class Messages:
 
     def _drain(self) -> None:
         """Handle what has waited for a handler to end."""
-        token = HANDLING.set(self)
+        handling = self._serving.handling
+        handling.enter(self._serving)
         try:
             while not self._busy:
                 if self._best_effort:
@@ -408,7 +412,7 @@ class Messages:
                 else:
                     break
         finally:
-            HANDLING.reset(token)
+            handling.leave()
 
     def _settle(self, message: _Incoming, result: Any, error: BaseException | None) -> None:
         """Answer a message whose handler has ended, and pay it back."""
@@ -478,6 +482,7 @@ class Messages:
         me = asyncio.current_task()
         for future in self._running or ():
             if future is not me:  # a handler that stops the server goes on to its end
+                self._serving.tell(future, CallCancelled("the connection has gone"))
                 future.cancel()
 
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from time import monotonic
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ..exceptions import (
     CallCancelled,
-    InternalError,
     MethodNotFound,
     Overloaded,
     PayloadTooLarge,
@@ -31,12 +29,22 @@ from ..exceptions import (
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, Encoder, decode
+from .handling import Handled, Handling, PartOf
 from .loop import Sweep
 from .outlet import Outlet
+from .running import (
+    Handler,
+    Running,
+    as_rpc_error,
+    headers_of,
+    none_or,
+    text_of,
+    why_stopped,
+)
 from .tasks import Starter, Suspended
-from .threads import ThreadFuture, run_in_thread
+from .threads import run_in_thread
 
-__all__ = ["Handler", "Response", "Routes", "Serving", "as_rpc_error", "text_of", "why_stopped"]
+__all__ = ["Response", "Routes", "Serving"]
 
 logger = logging.getLogger("conduit.connection")
 
@@ -45,6 +53,13 @@ _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
 
 HELD_BYTES: Final = 8 * 1024 * 1024
 """Bytes of answers that wait for an acknowledgement, above which calls are refused."""
+
+LONG: Final = 5.0
+"""Seconds from which the usual time of a peer's calls is not looked at when their turn comes.
+
+To ask for the time costs a call 1 %, and whoever keeps a single batch of calls waiting that long
+has stalled everybody. Calls that say their own time are always looked at.
+"""
 
 T = TypeVar("T")
 
@@ -62,26 +77,6 @@ class Response(Generic[T]):
     headers: Mapping[str, Any] | None = None
 
 
-class Handler(Protocol):
-    """What serving needs of a handler that the router has compiled."""
-
-    name: str
-    kind: Literal["coroutine", "thread", "inline"]
-    timeout: float | None
-    concurrent: bool
-    streaming: Any
-    """Its `streaming.Streaming`; None when it neither sends nor takes items."""
-    finish: Callable[[Any], Any] | None
-    """Checks the result and turns it into plain data; None when there is nothing to check."""
-
-    @property
-    def start(self) -> Callable[[Any, Any], Any]:
-        """Validates the data for a connection, and returns by `kind` the coroutine, the function
-        that is to run in a thread, or the result.
-        """
-        ...
-
-
 class Routes(Protocol):
     """What a connection needs of a router."""
 
@@ -91,31 +86,6 @@ class Routes(Protocol):
     def messages(self) -> Mapping[str, Handler]: ...
     def unknown_method(self, name: str) -> MethodNotFound: ...
     def unknown_message(self, name: str) -> MethodNotFound: ...
-
-
-class _Running:
-    """A handler that has not ended yet."""
-
-    __slots__ = ("deadline", "future", "handler", "stopped", "task")
-
-    def __init__(
-        self, handler: Handler, future: asyncio.Future[Any], deadline: float, *, task: bool
-    ) -> None:
-        self.handler = handler
-        self.future = future
-        self.deadline = deadline
-        self.task = task
-        self.stopped: RPCError | None = None
-
-    def stop(self, reason: RPCError) -> None:
-        """End the handler; a thread cannot be ended and is only not answered with its result."""
-        if self.stopped is None:
-            self.stopped = reason
-            # A handler that stops the server, or closes its connection, goes on to its end.
-            if self.task and self.future is not asyncio.current_task():
-                self.future.cancel()
-            elif isinstance(self.future, ThreadFuture):
-                self.future.leave_queue()
 
 
 class Serving:
@@ -128,17 +98,20 @@ class Serving:
         encoder: Packs results.
         starter: Starts coroutines.
         sweep: Watches the deadlines.
+        handling: The handlers that run on the loop.
         limit: Calls that may run at once.
         debug: Whether the peer is shown the tracebacks of handlers that fail.
 
     Attributes:
         draining: Whether new calls are refused because the end is near.
+        handling: As above.
         held: Answers that wait because the outbox is full.
     """
 
     __slots__ = (
         "_connection",
         "_encoder",
+        "_hasty",
         "_held_bytes",
         "_limit",
         "_loop",
@@ -153,6 +126,7 @@ class Serving:
         "_value_max",
         "debug",
         "draining",
+        "handling",
         "held",
     )
 
@@ -165,6 +139,7 @@ class Serving:
         encoder: Encoder,
         starter: Starter,
         sweep: Sweep,
+        handling: Handling,
         *,
         limit: int,
         debug: bool,
@@ -177,13 +152,15 @@ class Serving:
         self._encoder = encoder
         self._start = starter.start
         self._sweep = sweep
+        self.handling = handling
         self._limit = limit
         self.debug = debug
         self.draining = False
         self._ttl: float | None = None
+        self._hasty = False
         self._value_max = 0
-        self._running: dict[int, _Running] = {}
-        self._requests: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
+        self._requests: dict[int, Running] = {}
         self.held: list[tuple[int, int, bytes]] = []
         self._held_bytes = 0
 
@@ -191,6 +168,7 @@ class Serving:
         """Learn what the peer accepts, and what deadline its calls have by default."""
         self._value_max = peer.frame_max
         self._ttl = peer.ttl / 1000 if peer.ttl else None
+        self._hasty = self._ttl is not None and self._ttl < LONG
 
     def __len__(self) -> int:
         return len(self._running)
@@ -216,6 +194,10 @@ class Serving:
             return
         if (self._running or self.held or self.draining) and self._refuses(id):
             return
+        if (ttl is not None or self._hasty) and self._sheds(id, name, ttl):
+            return
+        handling = self.handling
+        handling.call = body
         try:
             if meta is not None and "stream" in meta:
                 result = self._connection.streams.serve(id, handler, params, meta["stream"])
@@ -224,12 +206,24 @@ class Serving:
             else:
                 result = self.execute(handler, params)
             if type(result) is not Suspended:
-                self._answer(id, handler, result)
+                if handling.call is body:
+                    self._answer(id, handler, result)
+                else:
+                    self._answer(id, handler, result, handling.call.response_headers)
                 return
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, handler, exc)
             return
         self._track(id, handler, result.future, ttl)
+
+    def _sheds(self, id: int, name: str, ttl: int | None) -> bool:
+        """Refuse a call whose time is up before its turn: nobody waits for it any more."""
+        seconds = self._ttl if ttl is None else ttl / 1000
+        if not seconds or monotonic() - self.handling.arrived <= seconds:
+            return False
+        text = f"the time of {name!r} was up before its turn"
+        self.refuse(id, RPCTimeout(text, details={"executed": False}))
+        return True
 
     def _refuses(self, id: int) -> bool:
         """Refuse a call that must not run now."""
@@ -268,33 +262,57 @@ class Serving:
         if kind == "coroutine":
             return self._start(work)
         if kind == "thread":
-            return Suspended(run_in_thread(self._loop, work))
+            handled = self.handling.handled()
+            assert handled is not None
+            return Suspended(run_in_thread(self._loop, partial(PartOf(handled).run, work)))
         return work
+
+    def handled(self, call: Any) -> Handled:
+        """Return what is known of a call whose first step runs.
+
+        Args:
+            call: The body of the request, or the handler of a message.
+        """
+        if type(call) is not list:
+            return Handled(self._connection, call.name)
+        name, meta = call[0], call[2] if len(call) == 3 else {}
+        ends = self._ends(self._methods[name], meta.get("ttl"))
+        return Handled(self._connection, name, none_or(ends), headers_of(call))
+
+    def _ends(self, handler: Handler, ttl: int | None) -> float:
+        """Return when the time of a call is up that came with this batch."""
+        seconds = self._ttl if ttl is None else ttl / 1000 or None
+        ends = math.inf if seconds is None else self.handling.arrived + seconds
+        return ends if handler.timeout is None else min(ends, monotonic() + handler.timeout)
 
     def _track(
         self, id: int, handler: Handler, future: asyncio.Future[Any], ttl: int | None
     ) -> None:
-        seconds = self._ttl if ttl is None else ttl / 1000 or None
-        if handler.timeout is not None:
-            seconds = handler.timeout if seconds is None else min(seconds, handler.timeout)
-        deadline = math.inf if seconds is None else self._loop.time() + seconds
-        self._running[id] = _Running(handler, future, deadline, task=handler.kind == "coroutine")
-        if deadline != math.inf:
-            self._sweep.arm(deadline)
+        handling = self.handling
+        call = handling.call
+        ends = (call.deadline or math.inf) if type(call) is Handled else self._ends(handler, ttl)
+        running = Running(self._connection, handler, future, call, ends)
+        self._running[id] = handling.suspended[future] = running
+        if ends != math.inf:
+            running.deadline = handling.started + ends - handling.arrived
+            self._sweep.arm(running.deadline)
         future.add_done_callback(partial(self._ended, id))
 
     def track_message(self, id: int, handler: Handler, future: asyncio.Future[Any]) -> None:
         """Let a message that wants an answer be cancelled like a call. It takes no slot."""
+        running = Running(self._connection, handler, future, self.handling.call)
+        self.handling.suspended[future] = running
         if id:
-            task = handler.kind == "coroutine"
-            self._requests[id] = _Running(handler, future, math.inf, task=task)
+            self._requests[id] = running
 
-    def untrack(self, id: int) -> RPCError | None:
+    def untrack(self, id: int, future: asyncio.Future[Any]) -> RPCError | None:
         """Forget a message, and return why its handler was stopped, if it was."""
+        self.handling.suspended.pop(future, None)
         running = self._requests.pop(id, None)
         return running.stopped if running is not None else None
 
     def _ended(self, id: int, future: asyncio.Future[Any]) -> None:
+        self.handling.suspended.pop(future, None)
         running = self._running.get(id)
         if running is None:  # the connection has gone
             if not future.cancelled():
@@ -303,16 +321,24 @@ class Serving:
         try:
             if running.stopped is not None:
                 raise why_stopped(future, running.stopped, running.handler.name)
-            self._answer(id, running.handler, future.result())
+            self._answer(id, running.handler, future.result(), running.response_headers)
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, running.handler, exc)
         finally:
             self._running.pop(id, None)
 
-    def _answer(self, id: int, handler: Handler, result: Any) -> None:
+    def _answer(
+        self,
+        id: int,
+        handler: Handler,
+        result: Any,
+        headers: dict[str, Any] | None = None,
+    ) -> None:
         finish = handler.finish
         if finish is not None:
             result = finish(result)
+        if headers:
+            result = _with_headers(result, headers)
         kind = type(result)
         if kind is bytes and len(result) >= LARGE:
             self._answer_large(id, result)
@@ -393,6 +419,12 @@ class Serving:
                 upcoming = min(upcoming, running.deadline)
         return upcoming
 
+    def tell(self, future: asyncio.Future[Any], reason: RPCError) -> None:
+        """Let the handler of a message know, when it asks, that nobody waits for it any more."""
+        running = self.handling.suspended.get(future)
+        if isinstance(running, Running):
+            running.tell(reason)
+
     def futures(self) -> set[asyncio.Future[Any]]:
         """Return what tells the end of each running handler."""
         return {entry.future for entry in (*self._running.values(), *self._requests.values())}
@@ -413,12 +445,11 @@ class Serving:
         self.held.clear()
 
 
-def text_of(message: object) -> str:
-    """Return a text that can be sent, whatever a handler has put into its error."""
-    try:
-        return str(message).encode(errors="replace").decode()
-    except Exception:  # noqa: BLE001  # __str__ of an object of the application
-        return ""
+def _with_headers(result: Any, headers: dict[str, Any]) -> Response[Any]:
+    """Return a result with further headers, those that it has itself before these."""
+    if type(result) is Response:
+        return Response(result.value, {**headers, **(result.headers or {})})
+    return Response(result, headers)
 
 
 def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
@@ -432,6 +463,9 @@ def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
     name, params, meta = body
     if type(meta) is not dict:
         raise _bad_request("meta must be a map")
+    headers = meta.get("headers", {})
+    if type(headers) is not dict or not all(type(key) is str for key in headers):
+        raise _bad_request("headers must be a map with keys of text")
     if "ttl" not in meta:
         return name, params, None, meta
     ttl = meta["ttl"]
@@ -442,41 +476,6 @@ def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
 
 def _bad_request(text: str) -> ProtocolError:
     return ProtocolError(f"bad RPC_REQUEST: {text}", close_code=CloseCode.BAD_PAYLOAD)
-
-
-def why_stopped(future: asyncio.Future[Any], stopped: RPCError, name: str) -> RPCError:
-    """Return why a handler was stopped; what it raised on its way out is only logged."""
-    error = None if future.cancelled() else future.exception()
-    if error is not None and not isinstance(error, RPCError):
-        logger.error("handler %r failed after it was stopped", name, exc_info=error)
-    return stopped
-
-
-def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
-    """Return what the peer is told of an error.
-
-    Args:
-        error: What the handler raised.
-        name: The handler.
-        debug: Tell the traceback of an unexpected error too, which else stays in the log.
-    """
-    if isinstance(error, RPCError):
-        return error
-    if isinstance(error, asyncio.CancelledError):
-        return CallCancelled(f"{name!r} was cancelled by the side that ran it")
-    error_id = secrets.token_hex(8)
-    logger.error(
-        "handler %r failed, error id %s",
-        name,
-        error_id,
-        exc_info=(type(error), error, error.__traceback__),
-    )
-    text = f"{name!r} failed; its log has the reason under error id {error_id}"
-    details = {"error_id": error_id}
-    if debug:
-        text += f": {type(error).__name__}: {text_of(error)}"
-        details["traceback"] = text_of("".join(traceback.format_exception(error)))
-    return InternalError(text, details=details)
 
 
 def _result_too_large(size: int, limit: int) -> PayloadTooLarge:

@@ -16,9 +16,10 @@ from ..exceptions import ConnectionClosed, ConnectionLost, InvalidParams, Protoc
 from ..protocol.events import Peer
 from ..protocol.frames import CloseCode, FrameType, Payload
 from ..protocol.payload import Encoder, decode, read_credit
-from .calls import Calls, Params
+from .calls import Calls, Headers, Params
 from .outlet import Outlet
-from .serving import Handler, Serving
+from .running import Handler
+from .serving import Serving
 from .stream import Check, Explain, Receiver, Sender
 from .stream_call import OpenCall, without_iterator
 from .tasks import Starter
@@ -185,11 +186,17 @@ class Streams:
     # Calls that this side makes.
 
     async def call(
-        self, method: str, args: Params, timeout: float | None, check: Check | None
+        self,
+        method: str,
+        args: Params,
+        timeout: float | None,
+        check: Check | None,
+        headers: Headers,
     ) -> OpenCall:
         """Send the request of a streaming call; see `StreamCall`."""
         args, argument, source = without_iterator(args)
-        id, answer = await self._calls.open(method, args, argument, timeout)
+        timeout, _ = self._calls.deadline(timeout)
+        id, answer = await self._calls.open(method, args, argument, timeout, headers)
         receiver = self._receiver(id, check)
         call = OpenCall(self._loop, self._calls, id, answer, receiver, drops=timeout is not None)
         sender = None

@@ -36,10 +36,13 @@ class ThreadFuture(asyncio.Future[Any]):
 
     job: Future[Any] | None = None
 
-    def leave_queue(self) -> None:
-        """Do not run the handler, if it has not begun; a thread cannot be stopped."""
-        if self.job is not None:
-            self.job.cancel()
+    def leave_queue(self) -> bool:
+        """Do not run the handler, if it has not begun; a thread cannot be stopped.
+
+        Returns:
+            Whether it will not run.
+        """
+        return self.job is not None and self.job.cancel()
 
 
 def run_in_thread(loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> ThreadFuture:

@@ -40,11 +40,13 @@ class Peer:
         self.calls: list[tuple[Any, ...]] = []
         self.rpc = Caller(self._call, self._stream)
 
-    async def _call(self, method: str, args: Any, timeout: Any, whole: bool) -> Any:
+    async def _call(self, method: str, args: Any, timeout: Any, whole: bool, headers: Any) -> Any:
         self.calls.append((method, args, timeout, whole))
         return self.body if whole else self.body[0]
 
-    async def _stream(self, method: str, args: Any, timeout: Any, check: Any) -> OpenCall:
+    async def _stream(
+        self, method: str, args: Any, timeout: Any, check: Any, headers: Any
+    ) -> OpenCall:
         self.calls.append((method, args, timeout, check))
         raise ConnectionClosed("this peer has no streams")
 
@@ -164,7 +166,7 @@ async def test_an_error_of_the_call_is_raised_as_it_is() -> None:
     error = ConnectionClosed("gone")
 
     def broken() -> Callable[..., Any]:
-        async def call(method: str, args: Any, timeout: Any, whole: bool) -> Any:
+        async def call(method: str, args: Any, timeout: Any, whole: bool, headers: Any) -> Any:
             raise error
 
         return call

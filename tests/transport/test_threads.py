@@ -17,8 +17,8 @@ import pytest
 
 from conduit import from_thread
 from conduit.transport.background import Background
-from conduit.transport.calls import HANDLING
 from conduit.transport.connection import Connection
+from conduit.transport.handling import HANDLING, Handling
 from conduit.transport.threads import run_in_thread
 from tests.conftest import LOOP
 from tests.transport.pair import Pair, settings, turns, until, within
@@ -275,7 +275,7 @@ async def test_a_task_inherits_the_context_but_not_that_a_handler_runs(
         return HANDLING.get(), NAME.get()
 
     NAME.set("somebody")
-    token = HANDLING.set(object())
+    token = HANDLING.set(Handling(asyncio.get_running_loop()))
     try:
         task = background.start(look())
     finally:

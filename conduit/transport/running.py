@@ -1,0 +1,174 @@
+"""A handler that has not ended yet, and what its caller is told when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import traceback
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from ..exceptions import CallCancelled, InternalError, RPCError
+from .handling import Handled
+from .threads import ThreadFuture
+
+__all__ = [
+    "Handler",
+    "Running",
+    "again",
+    "as_rpc_error",
+    "headers_of",
+    "none_or",
+    "text_of",
+    "why_stopped",
+]
+
+logger = logging.getLogger("conduit.connection")
+
+
+class Handler(Protocol):
+    """What serving needs of a handler that the router has compiled."""
+
+    name: str
+    kind: Literal["coroutine", "thread", "inline"]
+    timeout: float | None
+    concurrent: bool
+    streaming: Any
+    """Its `streaming.Streaming`; None when it neither sends nor takes items."""
+    finish: Callable[[Any], Any] | None
+    """Checks the result and turns it into plain data; None when there is nothing to check."""
+
+    @property
+    def start(self) -> Callable[[Any, Any], Any]:
+        """Validates the data for a connection, and returns by `kind` the coroutine, the function
+        that is to run in a thread, or the result.
+        """
+        ...
+
+
+class Running:
+    """A handler that has not ended yet.
+
+    Args:
+        connection: Whose call it handles.
+        handler: The handler.
+        future: Will have its result.
+        call: What `Handling.call` was when it was suspended.
+        ends: When its time is up, by `time.monotonic`; infinity for never.
+
+    Attributes:
+        deadline: When it is to be stopped, by the clock of the loop.
+        stopped: Why it was stopped, if it was.
+    """
+
+    __slots__ = ("_call", "_connection", "_ends", "deadline", "future", "handler", "stopped")
+
+    def __init__(
+        self,
+        connection: Any,
+        handler: Handler,
+        future: asyncio.Future[Any],
+        call: Any,
+        ends: float = math.inf,
+    ) -> None:
+        self._connection = connection
+        self.handler = handler
+        self.future = future
+        # No more of a request than its headers, or its parameters would live as long.
+        self._call = headers_of(call) if type(call) is list else call
+        self._ends = ends
+        self.deadline = math.inf
+        self.stopped: RPCError | None = None
+
+    @property
+    def handled(self) -> Handled:
+        """What it handles, made when somebody asks."""
+        call = self._call
+        if type(call) is not Handled:
+            headers = call if type(call) is dict else None
+            self._call = call = Handled(
+                self._connection, self.handler.name, none_or(self._ends), headers, self.stopped
+            )
+        return call
+
+    @property
+    def response_headers(self) -> dict[str, Any] | None:
+        """What goes back beside the result."""
+        return self._call.response_headers if type(self._call) is Handled else None
+
+    def tell(self, reason: RPCError) -> None:
+        """Let the handler know, when it asks, that nobody waits for it any more."""
+        self.stopped = reason
+        if type(self._call) is Handled:
+            self._call.stopped = reason
+
+    def stop(self, reason: RPCError) -> None:
+        """End the handler; a thread cannot be ended and is only told, when it asks."""
+        if self.stopped is None:
+            self.tell(reason)
+            if isinstance(self.future, ThreadFuture):
+                if self.future.leave_queue():
+                    self.stopped = again(reason, executed=False)
+            # A handler that stops the server, or closes its connection, goes on to its end.
+            elif self.handler.kind == "coroutine" and self.future is not asyncio.current_task():
+                self.future.cancel()
+
+
+def headers_of(body: list[Any]) -> dict[str, Any] | None:
+    """Return the headers in the body of a request."""
+    return body[2].get("headers") if len(body) == 3 else None
+
+
+def none_or(moment: float) -> float | None:
+    """Return a moment, or None for infinity."""
+    return None if moment == math.inf else moment
+
+
+def again(error: RPCError, **details: Any) -> RPCError:
+    """Return a fresh exception, because raising one object twice mixes up its tracebacks."""
+    return type(error)(error.message, details={**error.details, **details})
+
+
+def text_of(message: object) -> str:
+    """Return a text that can be sent, whatever a handler has put into its error."""
+    try:
+        return str(message).encode(errors="replace").decode()
+    except Exception:  # noqa: BLE001  # __str__ of an object of the application
+        return ""
+
+
+def why_stopped(future: asyncio.Future[Any], stopped: RPCError, name: str) -> RPCError:
+    """Return why a handler was stopped; what it raised on its way out is only logged."""
+    error = None if future.cancelled() else future.exception()
+    if error is not None and not isinstance(error, RPCError):
+        logger.error("handler %r failed after it was stopped", name, exc_info=error)
+    return stopped
+
+
+def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
+    """Return what the peer is told of an error.
+
+    Args:
+        error: What the handler raised.
+        name: The handler.
+        debug: Tell the traceback of an unexpected error too, which else stays in the log.
+    """
+    if isinstance(error, RPCError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return CallCancelled(f"{name!r} was cancelled by the side that ran it")
+    error_id = secrets.token_hex(8)
+    logger.error(
+        "handler %r failed, error id %s",
+        name,
+        error_id,
+        exc_info=(type(error), error, error.__traceback__),
+    )
+    text = f"{name!r} failed; its log has the reason under error id {error_id}"
+    details = {"error_id": error_id}
+    if debug:
+        text += f": {type(error).__name__}: {text_of(error)}"
+        details["traceback"] = text_of("".join(traceback.format_exception(error)))
+    return InternalError(text, details=details)
