@@ -419,12 +419,6 @@ class Serving:
                 upcoming = min(upcoming, running.deadline)
         return upcoming
 
-    def tell(self, future: asyncio.Future[Any], reason: RPCError) -> None:
-        """Let the handler of a message know, when it asks, that nobody waits for it any more."""
-        running = self.handling.suspended.get(future)
-        if isinstance(running, Running):
-            running.tell(reason)
-
     def futures(self) -> set[asyncio.Future[Any]]:
         """Return what tells the end of each running handler."""
         return {entry.future for entry in (*self._running.values(), *self._requests.values())}
