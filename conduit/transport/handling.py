@@ -78,7 +78,7 @@ class Handled:
         self.unbounded = 0
 
 
-class Server(Protocol):
+class Source(Protocol):
     """What `Handling` needs of the calls of one connection."""
 
     def handled(self, call: Any) -> Handled:
@@ -86,48 +86,49 @@ class Server(Protocol):
         ...
 
 
-class Suspended(Protocol):
+class Entry(Protocol):
     """What `Handling` needs of a handler that was suspended."""
 
     @property
     def handled(self) -> Handled: ...
+    def tell(self, reason: RPCError) -> None: ...
 
 
 class Handling:
     """The handlers that run on one event loop.
 
     Attributes:
-        call: Whose first step runs now, in the words of `server`, or as `Handled` when somebody
+        call: Whose first step runs now, in the words of `source`, or as `Handled` when somebody
             has asked. None between the batches of frames.
-        server: Who knows more of `call`.
+        source: Who knows more of `call`.
         suspended: The handlers that were suspended, by their tasks, and those in threads.
         arrived: When the batch of frames came that is being handled, by `time.monotonic`, which
             goes on while handlers run. uvloop's clock stands still for that long.
         started: The same by the clock of the loop.
     """
 
-    __slots__ = ("_loop", "arrived", "call", "server", "started", "suspended")
+    __slots__ = ("_loop", "arrived", "call", "source", "started", "suspended")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.call: Any = None
-        self.server: Server | None = None
-        self.suspended: dict[asyncio.Future[Any], Suspended] = {}
+        self.source: Source | None = None
+        self.suspended: dict[asyncio.Future[Any], Entry] = {}
         self.arrived = self.started = 0.0
 
-    def enter(self, server: Server) -> None:
+    def enter(self, source: Source) -> None:
         """Begin to handle a batch of frames of one connection.
 
         To be called where only handlers start: the context is marked for good.
         """
         if HANDLING.get() is not self:
             HANDLING.set(self)
-        self.server = server
+        self.source = source
         self.arrived, self.started = monotonic(), self._loop.time()
 
     def leave(self) -> None:
         """End it."""
-        self.call = self.server = None
+        self.call = self.source = None
 
     def handled(self) -> Handled | None:
         """Return the call whose handler asks; None for any other task, and any other thread."""
@@ -143,8 +144,8 @@ class Handling:
             return None if found is None else found.handled
         if type(call) is Handled:
             return call
-        assert self.server is not None
-        self.call = made = self.server.handled(call)
+        assert self.source is not None
+        self.call = made = self.source.handled(call)
         return made
 
 

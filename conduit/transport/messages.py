@@ -482,7 +482,8 @@ class Messages:
         me = asyncio.current_task()
         for future in self._running or ():
             if future is not me:  # a handler that stops the server goes on to its end
-                self._serving.tell(future, CallCancelled("the connection has gone"))
+                reason = CallCancelled("the connection has gone")
+                self._serving.handling.suspended[future].tell(reason)
                 future.cancel()
 
 

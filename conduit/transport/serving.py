@@ -276,25 +276,29 @@ class Serving:
         if type(call) is not list:
             return Handled(self._connection, call.name)
         name, meta = call[0], call[2] if len(call) == 3 else {}
-        ends = self._ends(self._methods[name], meta.get("ttl"))
+        ends = self.handling.arrived + self._allowed(self._methods[name], meta.get("ttl"))
         return Handled(self._connection, name, none_or(ends), headers_of(call))
 
-    def _ends(self, handler: Handler, ttl: int | None) -> float:
-        """Return when the time of a call is up that came with this batch."""
-        seconds = self._ttl if ttl is None else ttl / 1000 or None
-        ends = math.inf if seconds is None else self.handling.arrived + seconds
-        return ends if handler.timeout is None else min(ends, monotonic() + handler.timeout)
+    def _allowed(self, handler: Handler, ttl: int | None) -> float:
+        """Return the seconds that a call has from the arrival of its batch, or infinity.
+
+        The time that a handler allows itself begins now.
+        """
+        allowed = (self._ttl if ttl is None else ttl / 1000) or math.inf
+        if handler.timeout is None:
+            return allowed
+        return min(allowed, monotonic() - self.handling.arrived + handler.timeout)
 
     def _track(
         self, id: int, handler: Handler, future: asyncio.Future[Any], ttl: int | None
     ) -> None:
         handling = self.handling
-        call = handling.call
-        ends = (call.deadline or math.inf) if type(call) is Handled else self._ends(handler, ttl)
-        running = Running(self._connection, handler, future, call, ends)
+        allowed = self._allowed(handler, ttl)
+        ends = handling.arrived + allowed
+        running = Running(self._connection, handler, future, handling.call, ends)
         self._running[id] = handling.suspended[future] = running
-        if ends != math.inf:
-            running.deadline = handling.started + ends - handling.arrived
+        if allowed != math.inf:
+            running.deadline = handling.started + allowed
             self._sweep.arm(running.deadline)
         future.add_done_callback(partial(self._ended, id))
 
@@ -418,12 +422,6 @@ class Serving:
             else:
                 upcoming = min(upcoming, running.deadline)
         return upcoming
-
-    def tell(self, future: asyncio.Future[Any], reason: RPCError) -> None:
-        """Let the handler of a message know, when it asks, that nobody waits for it any more."""
-        running = self.handling.suspended.get(future)
-        if isinstance(running, Running):
-            running.tell(reason)
 
     def futures(self) -> set[asyncio.Future[Any]]:
         """Return what tells the end of each running handler."""

@@ -97,7 +97,7 @@ async def ask(side: Side, kind: str, **options: Any) -> Response[Any]:
 def nothing_left() -> bool:
     """Tell whether everything that is known of handlers was forgotten."""
     handling = Shared.of(asyncio.get_running_loop()).handling
-    return not handling.suspended and handling.call is None and handling.server is None
+    return not handling.suspended and handling.call is None and handling.source is None
 
 
 # What it tells
