@@ -22,6 +22,7 @@ from .exceptions import (
     RPCTimeout,
     Unavailable,
 )
+from .rpc.bind import options
 from .rpc.caller import data
 from .server import Server
 from .transport.connection import Connection
@@ -62,4 +63,5 @@ __all__ = [
     "data",
     "from_thread",
     "hash_password",
+    "options",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from types import GenericAlias
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from pydantic import TypeAdapter
 
@@ -13,6 +13,7 @@ from ..transport.calls import DEFAULT, Default, Params
 from ..transport.serving import Response
 from ..transport.stream import Check
 from ..transport.stream_call import OpenCall, StreamCall
+from .bind import bound_class
 
 __all__ = ["Caller", "convert", "data"]
 
@@ -188,6 +189,36 @@ class Caller:
         return StreamCall(
             partial(self._stream, method, args, timeout, check), partial(_result, returns)
         )
+
+    def bind(self, interface: Callable[..., T]) -> T:
+        """Return an object that calls the peer by the methods of an interface.
+
+            class Calculator(Protocol):
+                async def add(self, a: int, b: int = 0) -> int: ...
+                def count(self, to: int) -> AsyncIterator[int]: ...
+
+            calculator = client.rpc.bind(Calculator)
+            total = await calculator.add(1, b=2)
+
+        Nothing is sent, and it goes on working when the connection is made again. Arguments are
+        sent by name, and only those that are given: defaults are those of the peer. Results and
+        items are validated by the annotations. `async def` is `call`; `def` that is annotated
+        `AsyncIterator[T]` is `stream`, and `StreamCall[T, R]` says of a stream that it has a result
+        as well. Timeouts are those of `call` and `stream`; `options` gives others.
+
+        Args:
+            interface: A `typing.Protocol`, an ABC or another class. Its public methods are those
+                of the peer, by the same names; what begins with `_` is left out.
+
+        Raises:
+            TypeError: The interface has something that cannot be called, such as a stream that is
+                declared `async def`, a property or `*args`; the text says what and why.
+        """
+        # `use` changes what these two call.
+        bound: Any = bound_class(interface)(
+            lambda *request: self._call(*request), lambda *request: self._stream(*request)
+        )
+        return cast("T", bound)
 
     async def discover(self) -> list[dict[str, Any]]:
         """Return what the peer offers, one map for each method.
