@@ -128,11 +128,10 @@ def _operation(interface: type, name: str) -> Operation:
 def _without_self(contract: Contract, place: str) -> Contract:
     signature, hints, description = contract
     parameters = list(signature.parameters.values())
-    if not parameters or parameters[0].kind not in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    ):
+    if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
         raise TypeError(f"{place}{signature} has no `self`")
+    if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        return contract  # it is refused for that
     hints.pop(parameters[0].name, None)
     return Contract(signature.replace(parameters=parameters[1:]), hints, description)
 

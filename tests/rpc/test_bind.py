@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -18,7 +18,8 @@ from conduit.rpc.router import Router
 from conduit.transport.calls import DEFAULT
 from conduit.transport.stream_call import OpenCall
 
-T = TypeVar("T")
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Order(BaseModel):
@@ -154,7 +155,7 @@ async def test_a_stream_is_a_stream_call() -> None:
 
 async def test_the_connection_may_change() -> None:
     old, new = Peer(1), Peer(2)
-    calculator = old.rpc.bind(Calculator)
+    calculator: Any = old.rpc.bind(Calculator)
     assert await calculator.add(1) == 1
     old.rpc.use(new._call, new._stream)
     assert await calculator.add(1) == 2
@@ -165,7 +166,7 @@ async def test_the_connection_may_change() -> None:
 
 async def test_options_are_for_a_copy() -> None:
     peer = Peer(5)
-    calculator = peer.rpc.bind(Calculator)
+    calculator: Any = peer.rpc.bind(Calculator)
     quick = options(calculator, timeout=2)
     assert type(quick) is type(calculator) and quick is not calculator
     await quick.add(1)
@@ -215,7 +216,8 @@ class Renamed(Protocol):
 
 async def test_each_kind_of_class() -> None:
     for interface in (Abstract, Plain, Scientific):
-        assert await Peer("5").rpc.bind(interface).add(1) == 5
+        bound: Any = Peer("5").rpc.bind(interface)
+        assert await bound.add(1) == 5
     assert await Peer(0).rpc.bind(Scientific).sine(1.0) == 0.0
     plain = Peer().rpc.bind(Plain)
     assert isinstance(plain.numbers(1), StreamCall)
@@ -226,6 +228,21 @@ async def test_each_kind_of_class() -> None:
     peer = Peer(1)
     await peer.rpc.bind(Renamed).method(5, name="x")
     assert peer.calls == [("method", {"self": 5, "name": "x"}, DEFAULT)]
+
+
+class Box(Protocol[T_co]):
+    async def get(self) -> T_co: ...
+
+    def all(self) -> AsyncIterator[T_co]: ...
+
+
+async def test_a_type_variable_is_anything() -> None:
+    peer = Peer("5")
+    box: Box[int] = peer.rpc.bind(Box)
+    assert await box.get() == "5"
+    with pytest.raises(ConnectionClosed):
+        await anext(box.all())
+    assert peer.check is None
 
 
 # What is refused when it is bound
@@ -253,6 +270,13 @@ class NoAnnotation(Protocol):
 
 class Unresolvable(Protocol):
     async def add(self, a: Nowhere) -> int: ...  # type: ignore[name-defined] # noqa: F821
+
+
+class Overloaded(Protocol):
+    @overload
+    async def add(self, a: int) -> int: ...
+    @overload
+    async def add(self, a: str) -> str: ...
 
 
 class Positional(Protocol):
@@ -344,6 +368,7 @@ class Empty(Protocol):
         (OfAwaitable, "is a plain `def` that returns .*Awaitable"),
         (NoAnnotation, "is a plain `def` that returns typing.Any"),
         (Unresolvable, "annotation of handler 'Unresolvable.add' cannot be resolved: .*Nowhere"),
+        (Overloaded, r"Overloaded.add: \*args cannot be sent"),
         (Positional, r"Positional.add: \*numbers cannot be sent"),
         (Keywords, r"Keywords.add: \*numbers cannot be sent"),
         (PositionalOnly, "PositionalOnly.add: 'a' cannot be positional-only"),
@@ -562,7 +587,7 @@ class TotalsInThread:
     ("interface", "implementation", "text"),
     [
         (Small, Missing(), "Missing.add is missing, and Small.add declares it"),
-        (Small, Inherits(), "Inherits.add is missing"),
+        (Small, Inherits(), "Inherits.add is missing"),  # type: ignore[abstract]
         (Small, NotCallable(), "NotCallable.add is missing"),
         (Small, OtherName(), r"OtherName.add has no parameter 'b', as Small.add\(a"),
         (Small, OtherOrder(), r"OtherOrder.add\(b=1.* has its parameters in another order: Small"),
