@@ -149,9 +149,9 @@ class Server:
 
         Args:
             interface: A `typing.Protocol`, an ABC or another class; see `Caller.bind`.
-            implementation: An object with all the methods of the interface: `async def` with
-                `yield` for `-> AsyncIterator[T]`; the same, or `async def` with a parameter
-                `Stream[T]` that returns the result, for `-> StreamCall[T, R]`.
+            implementation: An object with all the methods of the interface: for a stream a
+                generator, a plain `def` that returns an async iterator, or, as for
+                `-> StreamCall[T, R]`, `async def` with a parameter `Stream[T]` that returns `R`.
 
         Raises:
             ValueError: One of the names has a handler already; then none is registered.

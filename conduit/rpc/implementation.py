@@ -7,11 +7,13 @@ compiles the outcome as it compiles every handler.
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
+from collections.abc import AsyncIterator, Callable
 from types import GenericAlias
 from typing import Any
 
+from ..transport.stream import close_source
+from ..transport.stream_call import StreamCall
 from ..transport.streaming import Stream
 from .contract import Contract, called, contract_of
 from .interface import Operation, operations
@@ -47,7 +49,10 @@ def _method(operation: Operation, interface: type, implementation: object) -> Me
         if is_connection(own.hints.get(key)) or is_a(own.hints.get(key), Stream)
     ]
     sends = any(is_a(own.hints.get(p.name), Stream) for p in filled)
-    generator = inspect.isasyncgenfunction(called(function))
+    in_the_end = called(function)
+    generator = inspect.isasyncgenfunction(in_the_end)
+    if operation.streams and not (generator or sends or inspect.iscoroutinefunction(in_the_end)):
+        function, generator = _generator(function), True
     _check_kind(operation, place, generator=generator, sends=sends)
     _check_parameters(operation, place, own, filled)
     contract = Contract(
@@ -56,6 +61,20 @@ def _method(operation: Operation, interface: type, implementation: object) -> Me
         own.description or operation.contract.description,
     )
     return Method(function, name, contract=contract)
+
+
+def _generator(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a generator of what a plain `def` returns, such as the same method of another peer."""
+
+    async def generator(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        items = function(*args, **kwargs)
+        try:
+            async for item in items:
+                yield item
+        finally:
+            await (items.__aexit__() if isinstance(items, StreamCall) else close_source(items))
+
+    return generator
 
 
 def _check_kind(operation: Operation, place: str, *, generator: bool, sends: bool) -> None:
@@ -129,5 +148,5 @@ def _hints(
         hints[parameter.name] = GenericAlias(Stream, (operation.items,)) if sends else hint
     hints["return"] = operation.result
     if generator:
-        hints["return"] = GenericAlias(collections.abc.AsyncIterator, (operation.items,))
+        hints["return"] = GenericAlias(AsyncIterator, (operation.items,))
     return hints

@@ -321,6 +321,32 @@ async def test_either_half_alone() -> None:
         }
 
 
+class Simple(Protocol):
+    async def price(self, article: str, pieces: int = 3) -> float: ...
+
+    def forever(self) -> StreamCall[int, None]: ...
+
+    async def total(self, orders: AsyncIterator[Order], start: int = 0) -> int: ...
+
+    def running_total(self, numbers: AsyncIterator[int]) -> AsyncIterator[int]: ...
+
+
+async def test_a_server_may_pass_an_interface_on() -> None:
+    """What `bind` makes implements the interface, so another server can serve it."""
+    service = ShopService()
+    async with new_server() as backend, new_server() as hub, new_client(backend) as behind:
+        backend.serve(Shop, service)
+        hub.serve(Simple, behind.rpc.bind(Simple))
+        async with new_client(hub) as client:
+            simple = client.rpc.bind(Simple)
+            assert await within(simple.price("nail", 1)) == 4.5
+            assert await within(simple.total(orders(), 7)) == 10
+            assert await within(all_of(simple.running_total(numbers(4)))) == [0, 1, 3, 6]
+            async with simple.forever() as run:
+                assert await within(anext(run)) == 0
+            await within(service.left.wait())
+
+
 def test_a_stream_that_is_declared_async_is_refused_with_the_reason() -> None:
     class Wrong(Protocol):
         async def count(self, to: int) -> AsyncIterator[int]: ...
