@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, get_origin
 
 from pydantic import BaseModel
 
-from ..transport.calls import DEFAULT, Default
+from ..transport.calls import DEFAULT, Default, Params
 from ..transport.serving import Response
 from ..transport.stream import Check
 from ..transport.stream_call import OpenCall, StreamCall
@@ -23,13 +23,15 @@ from .interface import Operation, operations
 from .streams import item_of
 from .validation import adapter_of
 
-__all__ = ["Bound", "bound_class", "options"]
+__all__ = ["Bound", "Call", "OpenStream", "bound_class", "options"]
 
 T = TypeVar("T")
 
-Call = Callable[..., Coroutine[Any, Any, Any]]
-OpenStream = Callable[..., Coroutine[Any, Any, OpenCall]]
-"""Both as in `caller`."""
+Call = Callable[[str, Params, "float | None | Default", bool], Coroutine[Any, Any, Any]]
+"""Method, arguments, timeout, and whether the whole body of the answer is wanted."""
+
+OpenStream = Callable[[str, Params, "float | None", "Check | None"], Coroutine[Any, Any, OpenCall]]
+"""Method, arguments, timeout, and what validates the items."""
 
 
 class Bound:

@@ -11,20 +11,13 @@ from pydantic import TypeAdapter
 
 from ..transport.calls import DEFAULT, Default, Params
 from ..transport.serving import Response
-from ..transport.stream import Check
-from ..transport.stream_call import OpenCall, StreamCall
-from .bind import bound_class
+from ..transport.stream_call import StreamCall
+from .bind import Call, OpenStream, bound_class
 
 __all__ = ["Caller", "convert", "data"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-Call = Callable[[str, Params, "float | None | Default", bool], Coroutine[Any, Any, Any]]
-"""Method, arguments, timeout, and whether the whole body of the answer is wanted."""
-
-OpenStream = Callable[[str, Params, "float | None", "Check | None"], Coroutine[Any, Any, OpenCall]]
-"""Method, arguments, timeout, and what validates the items."""
 
 
 def data(**parameters: Any) -> dict[str, Any]:
@@ -216,7 +209,8 @@ class Caller:
         """
         # `use` changes what these two call.
         bound: Any = bound_class(interface)(
-            lambda *request: self._call(*request), lambda *request: self._stream(*request)
+            lambda method, args, timeout, whole: self._call(method, args, timeout, whole),
+            lambda method, args, timeout, check: self._stream(method, args, timeout, check),
         )
         return cast("T", bound)
 
