@@ -22,6 +22,7 @@ from .exceptions import (
     RPCTimeout,
     Unavailable,
 )
+from .rpc.bind import options
 from .rpc.caller import data
 from .rpc.context import Context
 from .server import Server
@@ -66,4 +67,5 @@ __all__ = [
     "from_thread",
     "hash_password",
     "no_deadline",
+    "options",
 ]

@@ -142,6 +142,15 @@ class Client:
         """
         return self._router.message_decorator(name, concurrent=concurrent, thread=thread)
 
+    def serve(self, interface: type[Any], implementation: object) -> None:
+        """Register the methods of an interface, for the server to call; see `Server.serve`.
+
+        Raises:
+            ValueError: One of the names has a handler already; then none is registered.
+            TypeError: A method is missing or does not fit, or the interface cannot be served.
+        """
+        self._router.add_interface(interface, implementation)
+
     @overload
     def on_connect(self, function: F) -> F: ...
     @overload

@@ -142,6 +142,26 @@ class Server:
         """
         return self._router.method_decorator(name, timeout=timeout, extra=extra, thread=thread)
 
+    def serve(self, interface: type[Any], implementation: object) -> None:
+        """Register the methods of an interface; `rpc.bind(interface)` is how they are called.
+
+        Parameters, results and items are validated by the annotations of the interface. The
+        implementation may take a `Connection` beside the parameters of the interface, which is
+        filled in. Its methods are served as by `rpc`: a plain `def` runs in a thread.
+
+        Args:
+            interface: A `typing.Protocol`, an ABC or another class; see `Caller.bind`.
+            implementation: An object with all the methods of the interface: for a stream a
+                generator, a plain `def` that returns an async iterator, or, as for
+                `-> StreamCall[T, R]`, `async def` with a parameter `Stream[T]` that returns `R`.
+
+        Raises:
+            ValueError: One of the names has a handler already; then none is registered.
+            TypeError: A method is missing or does not fit, or the interface cannot be served; the
+                text says which and why.
+        """
+        self._router.add_interface(interface, implementation)
+
     @overload
     def on_startup(self, function: F) -> F: ...
     @overload

@@ -12,6 +12,7 @@ from ..exceptions import MethodNotFound
 from ..transport.calls import NAME_BYTES
 from ..transport.running import Handler
 from ..transport.streaming import Streaming
+from .implementation import implemented
 from .method import Kind, MessageHandler, Method
 
 __all__ = ["Router"]
@@ -64,6 +65,18 @@ class Router:
             )
         self.methods[name] = Method(function, name, timeout=timeout, extra=extra, thread=thread)
         return function
+
+    def add_interface(self, interface: type[Any], implementation: object) -> None:
+        """Register the methods of an interface, all of them or none; see `Server.serve`.
+
+        Raises:
+            ValueError: A name is taken.
+            TypeError: The interface or its implementation cannot be served.
+        """
+        methods = implemented(interface, implementation)
+        for method in methods:
+            _check_name(method.name, self.methods)
+        self.methods.update((method.name, method) for method in methods)
 
     def method_decorator(
         self,

@@ -179,6 +179,29 @@ class StreamCall(Generic[T, R]):
             self._iterators -= 1
             self._throw_away(call)
 
+    async def __anext__(self) -> T:
+        """Return the next item, for `anext(run)`; errors as in a loop over the items.
+
+        Raises:
+            StopAsyncIteration: There are no more.
+        """
+        call = await self._opened()
+        receiver = call.receiver
+        self._iterators += 1
+        try:
+            while True:
+                item: T
+                for item in receiver.current:
+                    return item
+                if not await receiver.more():
+                    raise StopAsyncIteration
+        except asyncio.CancelledError:
+            self._cancelled(call)
+            raise
+        finally:
+            self._iterators -= 1
+            self._throw_away(call)
+
     async def result(self) -> R:
         """Wait for the end of the call and return its result; None for a generator.
 
