@@ -66,7 +66,9 @@ class StreamCall(Generic[T, R]):
             RPCError, ConnectionLost: As for `result`.
         """
         items = aiter(self._call)
-        while self._ready or self._thread.run(self._fetch, items):
+        while True:
+            if not self._ready and not self._thread.run(self._fetch, items):
+                return
             yield self._ready.popleft()
 
     async def _fetch(self, items: AsyncIterator[T]) -> bool:

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from ..exceptions import ConnectionClosed
@@ -84,12 +85,11 @@ class LoopThread:
             BaseException: What the function raises.
         """
         self._check_caller()
-        coroutine = function(*args, **options)
         with self._lock:
             if self.left:
-                coroutine.close()
                 raise ConnectionClosed("the client has disconnected")
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            work = _work(partial(function, *args, **options))
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             while not future.done():
                 concurrent.futures.wait([future], LOOK)
@@ -138,6 +138,19 @@ class LoopThread:
         """Wait until the loop is closed, or until a time of `time.monotonic()`."""
         while not self._ended.is_set() and (left := until - time.monotonic()) > 0:
             self._ended.wait(min(left, LOOK))
+
+
+async def _work(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(_ended)
+    return await function()
+
+
+def _ended(task: asyncio.Task[Any]) -> None:
+    # Whoever was interrupted does not want the error; without this asyncio would complain.
+    if not task.cancelled():
+        task.exception()
 
 
 _running: weakref.WeakSet[LoopThread] = weakref.WeakSet()

@@ -89,8 +89,6 @@ class ThreadItems:
                 item = next(self._source)
             except StopIteration:
                 return
-            if self._closed:
-                return
             loop.call_soon_threadsafe(self._ready.put_nowait, (item, None))
 
 

@@ -252,16 +252,16 @@ def test_messages(hub: Hub, client: blocking.Client) -> None:
 
 def test_what_a_client_tells_of_itself(hub: Hub) -> None:
     client = hub.client(name="Ada")
-    assert client.status is Status.IDLE
+    states = [client.status]
     with client:
-        assert client.status is Status.READY
+        states.append(client.status)
         assert client.descriptor.name == "Ada"
         assert client.connection.identity == "default"
         assert (client.server_name, client.server_version) == (
             hub.server.name,
             hub.server.version,
         )
-    assert client.status is Status.CLOSED
+    assert [*states, client.status] == [Status.IDLE, Status.READY, Status.CLOSED]
 
 
 # Streams.
@@ -638,7 +638,7 @@ def test_completion_asks_once_and_calls_never(hub: Hub, caplog: pytest.LogCaptur
 def test_help_comes_from_discovery(client: blocking.Client) -> None:
     assert str(inspect.signature(client.rpc.add)) == "(*, a: int, b: int) -> int"
     assert inspect.getdoc(client.rpc.add) == "add(a: int, b: int) -> int\n\nAdd two numbers."
-    text = pydoc.render_doc(client.rpc.add, renderer=pydoc.plaintext)
+    text = pydoc.plain(pydoc.render_doc(client.rpc.add))
     assert "add(a: int, b: int) -> int" in text
     assert "Add two numbers." in text
     assert "rpc.stream('count', ...)" in str(client.rpc.count.__doc__)
