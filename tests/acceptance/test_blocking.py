@@ -549,6 +549,19 @@ def test_a_hook_may_disconnect_while_connecting(hub: Hub) -> None:
         client.ping()
 
 
+def test_tasks_that_handlers_leave_behind_end_with_the_client(hub: Hub) -> None:
+    client = hub.client()
+    tasks = []
+
+    @client.rpc
+    async def leave_behind() -> None:
+        tasks.append(asyncio.create_task(asyncio.sleep(600)))
+
+    with client:
+        client.rpc.call_back(method="leave_behind")
+    assert tasks[0].cancelled()
+
+
 # Life.
 
 
@@ -697,31 +710,49 @@ def test_ctrl_c_cancels_a_call_and_leaves_the_client(hub: Hub, tmp_path: Path) -
                 client.rpc.sleep()
             except KeyboardInterrupt:
                 print("interrupted:", client.rpc.add(a=1, b=2), flush=True)
-            sys.stdin.read()
+            signal.sigwait({signal.SIGUSR1})
     """
     with program(text, hub.url, PASSWORD, folder=tmp_path) as running:
         assert hub.heard() == "sleep begins"
         running.signal(signal.SIGINT)
         running.wait_for("interrupted: 3")
         assert hub.heard() == "sleep ends"
+        running.signal(signal.SIGUSR1)
         assert hub.heard() == "gone: 1000"
 
 
-def test_ctrl_c_ends_a_stream(hub: Hub, tmp_path: Path) -> None:
-    text = """
+@pytest.mark.parametrize(
+    "wait",
+    [
+        """
+        with client.rpc.stream("silence") as run:
+            next(iter(run))
+        """,
+        """
+        with client.rpc.stream("silence") as run:
+            run.result()
+        """,
+        """next(iter(client.rpc.stream("silence")))""",
+        """client.rpc.stream("silence").result()""",
+    ],
+)
+def test_ctrl_c_ends_a_stream(hub: Hub, tmp_path: Path, wait: str) -> None:
+    text = f"""
+        def wait():
+{textwrap.indent(textwrap.dedent(wait), " " * 12)}
         with client:
             try:
-                with client.rpc.stream("silence") as run:
-                    for item in run:
-                        print("an item")
+                wait()
             except KeyboardInterrupt:
                 print("interrupted:", client.rpc.add(a=1, b=2), flush=True)
+            signal.sigwait({{signal.SIGUSR1}})
     """
     with program(text, hub.url, PASSWORD, folder=tmp_path) as running:
         assert hub.heard() == "silence begins"
         running.signal(signal.SIGINT)
         running.wait_for("interrupted: 3")
         assert hub.heard() == "silence ends"
+        running.signal(signal.SIGUSR1)
 
 
 def test_ctrl_c_leaves_a_client_unconnected(tmp_path: Path) -> None:
@@ -782,32 +813,27 @@ def test_a_process_ends_while_a_thread_waits(hub: Hub, tmp_path: Path) -> None:
         ]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
-def test_a_process_does_not_wait_long_for_a_server_that_hangs(tmp_path: Path) -> None:
-    (tmp_path / "server.py").write_text(
-        textwrap.dedent("""
-            import asyncio
-            from conduit import Server
-            server = Server(host="127.0.0.1", port=0)
-            server.on_startup(lambda server: print("port", server.address[1], flush=True))
-            asyncio.run(server.run())
-        """)
-    )
+def test_a_process_ends_although_the_loop_of_its_client_is_stuck(hub: Hub, tmp_path: Path) -> None:
     text = """
-        client = blocking.Client(sys.argv[1], connect_timeout=600)
+        import time
+
+        @client.rpc
+        async def begun():
+            print("stuck", flush=True)
+            stuck.set()
+            time.sleep(600)
+
+        def work():
+            with contextlib.suppress(conduit.ConnectionClosed):
+                client.rpc.call("call_back_and_sleep", timeout=None)
+
         client.connect()
-        print("connected", flush=True)
-        signal.sigwait({signal.SIGUSR1})
+        stuck = threading.Event()
+        threading.Thread(target=work, daemon=True).start()
+        stuck.wait()
     """
-    with Program("server.py", cwd=tmp_path) as server:
-        url = f"tcp://127.0.0.1:{server.wait_for('port ([0-9]+)')[1]}"
-        try:
-            with program(text, url, PASSWORD, folder=tmp_path) as running:
-                running.wait_for("connected")
-                server.signal(signal.SIGSTOP)
-                running.signal(signal.SIGUSR1)
-        finally:
-            server.signal(signal.SIGCONT)
+    with program(text, hub.url, PASSWORD, folder=tmp_path) as running:
+        running.wait_for("stuck")
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
