@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import from_thread
+from . import blocking, from_thread
 from .client import Client, Status
 from .descriptors import TLS, ClientDescriptor, Limits, ServerDescriptor
 from .exceptions import (
@@ -63,6 +63,7 @@ __all__ = [
     "StreamCall",
     "TLS",
     "Unavailable",
+    "blocking",
     "data",
     "from_thread",
     "hash_password",

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "conduit"
 # From the bottom to the top. A module may import modules of the lines above its own, never of its
 # own line or of those below. `conduit/__init__.py` gathers the public names and stands outside.
 LAYERS = [
-    {"exceptions"},
+    {"exceptions", "signatures"},
     {"protocol.frames", "protocol.scram"},
     {"protocol.payload", "protocol.session", "protocol.events"},
     {"protocol.describe", "protocol.writer"},
@@ -37,15 +37,21 @@ LAYERS = [
         "transport.tasks",
         "transport.threads",
     },
-    {"transport.loop", "transport.outlet", "transport.running"},
+    {"transport.loop", "transport.loop_thread", "transport.outlet", "transport.running"},
     {"transport.calls", "transport.serving", "transport.stream", "transport.wire_log"},
-    {"transport.messages", "transport.background", "transport.stream_call"},
+    {
+        "transport.messages",
+        "transport.background",
+        "transport.stream_call",
+        "transport.thread_items",
+    },
     {"transport.streaming"},
     {"rpc.contract", "rpc.validation"},
     {"rpc.streams"},
     {"rpc.interface"},
     {"rpc.bind"},
     {"rpc.caller"},
+    {"rpc.blocking_caller"},
     {"transport.connection"},
     {"transport.link", "rpc.context"},
     {"rpc.method"},
@@ -53,6 +59,7 @@ LAYERS = [
     {"rpc.router"},
     {"hooks", "peers", "users"},
     {"server", "client", "from_thread"},
+    {"blocking"},
     {"cli"},
     {"__main__"},
 ]
