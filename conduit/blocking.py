@@ -118,6 +118,15 @@ class Client:
         """
         return self._client.on(name, concurrent=concurrent, thread=thread)
 
+    def serve(self, interface: type[Any], implementation: object) -> None:
+        """Register the methods of an interface, for the server to call; see `Server.serve`.
+
+        Raises:
+            ValueError: One of the names has a handler already; then none is registered.
+            TypeError: A method is missing or does not fit, or the interface cannot be served.
+        """
+        self._client.serve(interface, implementation)
+
     @overload
     def on_connect(self, function: F) -> F: ...
     @overload

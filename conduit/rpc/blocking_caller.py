@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 from ..exceptions import ConduitError, ConnectionClosed
 from ..signatures import python_signature, shown, signature
 from ..transport import stream_call
-from ..transport.calls import DEFAULT, Default, Params
+from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.loop_thread import LoopThread
 from ..transport.thread_items import in_threads
 from .caller import Caller
@@ -155,7 +155,12 @@ class BlockingCaller:
 
     @overload
     def call(
-        self, method: str, args: Params = None, *, timeout: float | None | Default = DEFAULT
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        headers: Headers = None,
     ) -> Any: ...
 
     @overload
@@ -166,6 +171,7 @@ class BlockingCaller:
         *,
         timeout: float | None | Default = DEFAULT,
         returns: type[T],
+        headers: Headers = None,
     ) -> T: ...
 
     @overload
@@ -176,6 +182,7 @@ class BlockingCaller:
         *,
         timeout: float | None | Default = DEFAULT,
         returns: Any,
+        headers: Headers = None,
     ) -> Any: ...
 
     def call(
@@ -185,16 +192,24 @@ class BlockingCaller:
         *,
         timeout: float | None | Default = DEFAULT,
         returns: Any = None,
+        headers: Headers = None,
     ) -> Any:
         """Call a method and return its result; arguments and errors are those of `conduit.Client`.
 
         Ctrl-C while it waits cancels the handler at the server, and the client can be used again.
         """
-        return self._thread().run(self._call, method, args, timeout=timeout, returns=returns)
+        return self._thread().run(
+            self._call, method, args, timeout=timeout, returns=returns, headers=headers
+        )
 
     @overload
     def stream(
-        self, method: str, args: Params = None, *, timeout: float | None = None
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        headers: Headers = None,
     ) -> StreamCall[Any, Any]: ...
 
     @overload
@@ -206,11 +221,18 @@ class BlockingCaller:
         timeout: float | None = None,
         items: type[T],
         returns: type[R],
+        headers: Headers = None,
     ) -> StreamCall[T, R]: ...
 
     @overload
     def stream(
-        self, method: str, args: Params = None, *, timeout: float | None = None, items: type[T]
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        items: type[T],
+        headers: Headers = None,
     ) -> StreamCall[T, Any]: ...
 
     @overload
@@ -222,6 +244,7 @@ class BlockingCaller:
         timeout: float | None = None,
         items: Any = None,
         returns: Any = None,
+        headers: Headers = None,
     ) -> StreamCall[Any, Any]: ...
 
     def stream(
@@ -232,6 +255,7 @@ class BlockingCaller:
         timeout: float | None = None,
         items: Any = None,
         returns: Any = None,
+        headers: Headers = None,
     ) -> StreamCall[Any, Any]:
         """Call a method that sends items, takes them, or both; see `conduit.Client`.
 
@@ -243,7 +267,9 @@ class BlockingCaller:
             ConnectionClosed: The client is not connected.
         """
         thread, args = self._thread(), in_threads(args)
-        call = self._stream(method, args, timeout=timeout, items=items, returns=returns)
+        call = self._stream(
+            method, args, timeout=timeout, items=items, returns=returns, headers=headers
+        )
         return StreamCall(thread, call)
 
     def discover(self) -> list[dict[str, Any]]:
