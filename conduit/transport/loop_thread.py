@@ -85,15 +85,17 @@ class LoopThread:
             BaseException: What the function raises.
         """
         self._check_caller()
-        with self._lock:
-            if self.left:
-                raise ConnectionClosed("the client has disconnected")
-            work = _work(partial(function, *args, **options))
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        # Made first: Ctrl-C may come as soon as the loop knows of the work, and must cancel it.
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        waiting = threading.Lock()  # saves 40 µs of the 150 that a call takes with an Event
+        waiting.acquire()
+        future.add_done_callback(lambda _: waiting.release())
         try:
-            waiting = threading.Lock()  # saves 40 µs of the 150 that a call takes with an Event
-            waiting.acquire()
-            future.add_done_callback(lambda _: waiting.release())
+            with self._lock:
+                if self.left:
+                    raise ConnectionClosed("the client has disconnected")
+                work = partial(function, *args, **options)
+                self._loop.call_soon_threadsafe(_start, self._loop, work, future)
             while not future.done():
                 waiting.acquire(timeout=LOOK)
             return future.result()
@@ -143,17 +145,36 @@ class LoopThread:
             self._ended.wait(min(left, LOOK))
 
 
-async def _work(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    task = asyncio.current_task()
-    assert task is not None
-    task.add_done_callback(_ended)
-    return await function()
+def _start(
+    loop: asyncio.AbstractEventLoop,
+    function: Callable[[], Coroutine[Any, Any, T]],
+    future: concurrent.futures.Future[T],
+) -> None:
+    """Run an async function in a task that ends with the future, and the other way round."""
+
+    async def work() -> T:
+        return await function()
+
+    def cancel(future: concurrent.futures.Future[T]) -> None:
+        if future.cancelled() and not task.done():
+            loop.call_soon_threadsafe(task.cancel)
+
+    task = loop.create_task(work())
+    task.add_done_callback(partial(_settle, future))
+    future.add_done_callback(cancel)
 
 
-def _ended(task: asyncio.Task[Any]) -> None:
-    # Whoever was interrupted does not want the error; without this asyncio would complain.
-    if not task.cancelled():
-        task.exception()
+def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    if task.cancelled():
+        future.cancel()
+        return
+    error = task.exception()
+    if not future.set_running_or_notify_cancel():
+        return  # whoever was interrupted wants neither result nor error
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
 
 
 _running: weakref.WeakSet[LoopThread] = weakref.WeakSet()
