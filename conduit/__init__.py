@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import from_thread
+from . import blocking, from_thread
 from .client import Client, Status
 from .descriptors import TLS, ClientDescriptor, Limits, ServerDescriptor
 from .exceptions import (
@@ -22,6 +22,7 @@ from .exceptions import (
     RPCTimeout,
     Unavailable,
 )
+from .rpc.bind import options
 from .rpc.caller import data
 from .rpc.context import Context
 from .server import Server
@@ -62,8 +63,10 @@ __all__ = [
     "StreamCall",
     "TLS",
     "Unavailable",
+    "blocking",
     "data",
     "from_thread",
     "hash_password",
     "no_deadline",
+    "options",
 ]

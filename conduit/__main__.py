@@ -28,8 +28,9 @@ from . import (
     __version__,
     users,
 )
-from .cli import json_text, load_server, parse_parameters, shown, signature
+from .cli import json_text, load_server, parse_parameters
 from .protocol.scram import DEFAULT_ITERATIONS
+from .signatures import shown, signature
 
 try:
     import typer

@@ -1,4 +1,4 @@
-"""What the `conduit` command reads and shows: parameters, results, signatures, a module's server.
+"""What the `conduit` command reads and shows: parameters, results, a module's server.
 
 Without typer, which only `__main__` needs. A ValueError of these functions is for the user to read.
 """
@@ -9,41 +9,18 @@ import base64
 import importlib
 import json
 import math
-import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from .server import Server
+from .signatures import shown
 
-__all__ = ["json_text", "load_server", "parse_parameters", "shown", "signature"]
+__all__ = ["json_text", "load_server", "parse_parameters"]
 
 BYTES: Final = "$base64"
-
-_TYPES: Final = {
-    "integer": "int",
-    "number": "float",
-    "string": "str",
-    "boolean": "bool",
-    "null": "None",
-    "array": "list",
-    "object": "dict",
-}
-_FORMATS: Final = {
-    "binary": "bytes",
-    "date": "date",
-    "date-time": "datetime",
-    "duration": "timedelta",
-    "time": "time",
-    "uuid": "UUID",
-}
-
-
-def shown(text: str) -> str:
-    """Return text of a peer as one line that a terminal does not act upon."""
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 # Parameters and results.
@@ -134,87 +111,6 @@ def _key(key: Any) -> str:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-# Signatures.
-
-
-def signature(method: Mapping[str, Any]) -> str:
-    """Return what discovery tells of a method as `add(a: int, b: int = 0) -> int`."""
-    schema = method.get("parameters")
-    parameters = _parameters(schema) if isinstance(schema, dict) else ["..."]
-    returns = method.get("returns")
-    argument, items = method.get("argument"), method.get("items")
-    if isinstance(argument, dict):
-        parameters.append(f"{argument.get('name')}: AsyncIterator[{_type(argument.get('items'))}]")
-    if items is not None and returns == {"type": "null"}:
-        return f"{method.get('name')}({', '.join(parameters)}) -> AsyncIterator[{_type(items)}]"
-    if items is not None:
-        parameters.append(f"stream: Stream[{_type(items)}]")
-    result = f" -> {_type(returns)}" if returns else ""
-    return f"{method.get('name')}({', '.join(parameters)}){result}"
-
-
-def _parameters(schema: dict[str, Any]) -> list[str]:
-    by_position = schema.get("prefixItems")
-    if isinstance(by_position, list):
-        # Such parameters have no names on the wire; the title is made of the name.
-        named = [(_identifier(one, number), one) for number, one in enumerate(by_position)]
-        required = {name for name, _ in named[: schema.get("minItems", 0)]}
-        last = ["/"]
-    else:
-        named = list(schema.get("properties", {}).items())
-        required = set(schema.get("required", ()))
-        last = []
-    parameters: list[str] = []
-    for name, one in named:
-        text = f"{name}: {_type(one)}"
-        if name not in required:
-            text += f" = {_default(one)}"
-        parameters.append(text)
-    return parameters + last
-
-
-def _identifier(schema: Any, number: int) -> str:
-    title = schema.get("title") if isinstance(schema, dict) else None
-    return re.sub(r"\W+", "_", title).lower() if isinstance(title, str) else f"_{number}"
-
-
-def _default(schema: Any) -> str:
-    if not isinstance(schema, dict) or "default" not in schema:
-        return "..."
-    return repr(schema["default"])
-
-
-def _type(schema: Any) -> str:
-    """Return a JSON Schema as a Python annotation, as far as one line tells it."""
-    if not isinstance(schema, dict):
-        return "Any"
-    if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
-    if "const" in schema or "enum" in schema:
-        return " | ".join(repr(one) for one in schema.get("enum", [schema.get("const")]))
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            return " | ".join(_type(one) for one in schema[key])
-    kind = schema.get("type")
-    if kind == "array":
-        return _array(schema)
-    if kind == "object":
-        if "properties" in schema:
-            return str(schema.get("title", "dict"))
-        values = schema.get("additionalProperties")
-        return f"dict[str, {_type(values)}]" if isinstance(values, dict) else "dict"
-    if kind == "string" and schema.get("format") in _FORMATS:
-        return _FORMATS[schema["format"]]
-    return _TYPES.get(str(kind), "Any")
-
-
-def _array(schema: dict[str, Any]) -> str:
-    name = "set" if schema.get("uniqueItems") else "list"
-    if "prefixItems" in schema:
-        return f"tuple[{', '.join(_type(one) for one in schema['prefixItems'])}]"
-    return f"{name}[{_type(schema['items'])}]" if schema.get("items") else name
 
 
 # A server in a module.

@@ -9,7 +9,7 @@ import random
 import secrets
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
 from .descriptors import TLS, Address, ClientDescriptor, reveal
 from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError, Unavailable
@@ -20,15 +20,13 @@ from .protocol.login import ClientLogin
 from .rpc.caller import Caller
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.calls import DEFAULT, Default, Headers, Params, closed_again
+from .transport.calls import DEFAULT, Default, closed_again
 from .transport.connection import CONNECTING, Connection, outlast_links
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
 from .transport.listeners import connect
 from .transport.loop import Shared
 from .transport.settings import Settings
-from .transport.stream import Check
-from .transport.stream_call import OpenCall
 from .transport.tls import client_context, peer_end_point
 
 __all__ = ["Client", "ClientCaller", "Status"]
@@ -105,7 +103,6 @@ class Client:
 
     Attributes:
         rpc: Calls the server: `await client.rpc.call("add", {"a": 1})` or `client.rpc.add(a=1)`.
-        status: See `Status`.
 
     Raises:
         pydantic.ValidationError: A field is unknown or does not fit.
@@ -127,8 +124,8 @@ class Client:
         self._closed: asyncio.Future[None] | None = None
         self._failures = 0
         self._ready_since = 0.0
-        self.rpc = ClientCaller(self._call, self._stream, self._router)
-        self.status = Status.IDLE
+        self._offline = _Offline()
+        self.rpc = ClientCaller(self._offline.call, self._offline.stream, self._router)
 
     # Handlers and hooks.
 
@@ -144,6 +141,15 @@ class Client:
             TypeError: The signature does not fit, or an annotation cannot be resolved.
         """
         return self._router.message_decorator(name, concurrent=concurrent, thread=thread)
+
+    def serve(self, interface: type[Any], implementation: object) -> None:
+        """Register the methods of an interface, for the server to call; see `Server.serve`.
+
+        Raises:
+            ValueError: One of the names has a handler already; then none is registered.
+            TypeError: A method is missing or does not fit, or the interface cannot be served.
+        """
+        self._router.add_interface(interface, implementation)
 
     @overload
     def on_connect(self, function: F) -> F: ...
@@ -194,7 +200,7 @@ class Client:
         if self.status not in (Status.IDLE, Status.CLOSED):
             raise RuntimeError(f"the client is {self.status.value} already")
         loop = asyncio.get_running_loop()
-        self.status = Status.CONNECTING
+        self._offline.status = Status.CONNECTING
         self._closed = loop.create_future()
         self._failures = 0
         self._reason = None
@@ -226,7 +232,7 @@ class Client:
         tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
         self._attempt = self._reconnecting = None
         connection, self._connection = self._connection, None
-        self.rpc.use(self._call, self._stream)
+        self.rpc.use(self._offline.call, self._offline.stream)
         self._end()
         tasks = [task for task in tasks if task is not asyncio.current_task()]
         for task in tasks:
@@ -251,7 +257,7 @@ class Client:
         await self.disconnect()
 
     def _end(self) -> None:
-        self.status = Status.CLOSED
+        self._offline.status = Status.CLOSED
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
@@ -314,7 +320,7 @@ class Client:
             await login
         except BaseException as exc:
             self._connection = None
-            self.rpc.use(self._call, self._stream)
+            self.rpc.use(self._offline.call, self._offline.stream)
             if connection is not None:
                 await connection.abort()
             if isinstance(exc, (ConnectionClosed, ProtocolError)):
@@ -387,7 +393,7 @@ class Client:
         """The login is done."""
         self._connection = connection
         self.rpc.use(connection.call, connection.stream)
-        self.status = Status.READY
+        self._offline.status = Status.READY
         self._ready_since = asyncio.get_running_loop().time()
         if self._login is not None and not self._login.done():
             self._login.set_result(None)
@@ -399,7 +405,7 @@ class Client:
             self._background.start(connection.finish_messages(AFTERWARDS, None))
         if connection is self._connection:
             self._connection = None
-            self.rpc.use(self._call, self._stream)
+            self.rpc.use(self._offline.call, self._offline.stream)
             self._lost(connection)
         elif self._login is not None and not self._login.done():
             if isinstance(error, AuthenticationError) and error.code == "invalid_credentials":
@@ -412,7 +418,7 @@ class Client:
         self._reason = reason = connection.reason
         assert reason is not None
         if self.descriptor.reconnect_enabled and reason.code not in _FINAL_CODES:
-            self.status = Status.RECONNECTING
+            self._offline.status = Status.RECONNECTING
             if asyncio.get_running_loop().time() - self._ready_since >= STEADY:
                 self._failures = 0
             logger.warning("connection lost (%s); connecting again", reason)
@@ -462,6 +468,11 @@ class Client:
     # What users call.
 
     @property
+    def status(self) -> Status:
+        """Where the client stands; see `Status`."""
+        return self._offline.status
+
+    @property
     def connection(self) -> Connection:
         """The connection.
 
@@ -469,7 +480,7 @@ class Client:
             ConnectionClosed: The client is not connected; the text says why.
         """
         if self._connection is None:
-            raise ConnectionClosed(_NOT_CONNECTED[self.status])
+            raise self._offline.error()
         return self._connection
 
     @property
@@ -501,28 +512,6 @@ class Client:
         """Measure the time to the server and back, in seconds; see `Connection.ping`."""
         return await self.connection.ping()
 
-    async def _call(
-        self,
-        method: str,
-        args: Params,
-        timeout: float | None | Default,
-        whole: bool,
-        headers: Headers,
-    ) -> Any:
-        """Call while there is no connection, which is the error that `connection` raises."""
-        return await self.connection.call(method, args, timeout, whole, headers)
-
-    async def _stream(
-        self,
-        method: str,
-        args: Params,
-        timeout: float | None,
-        check: Check | None,
-        headers: Headers,
-    ) -> OpenCall:
-        """The same for a call with streams."""
-        return await self.connection.stream(method, args, timeout, check, headers)
-
 
 _NOT_CONNECTED = {
     Status.IDLE: "the client is not connected; await client.connect() first",
@@ -531,6 +520,31 @@ _NOT_CONNECTED = {
     Status.CLOSED: "the client has disconnected",
     Status.READY: "the connection has just been lost",
 }
+
+
+class _Offline:
+    """Refuses what needs a connection while there is none.
+
+    It has the status of the client and not the client itself, which would otherwise know itself and
+    so be freed by garbage collections only.
+    """
+
+    __slots__ = ("status",)
+
+    def __init__(self) -> None:
+        self.status = Status.IDLE
+
+    def error(self) -> ConnectionClosed:
+        """Return the error that says why there is no connection."""
+        return ConnectionClosed(_NOT_CONNECTED[self.status])
+
+    async def call(self, *request: object) -> NoReturn:
+        """Refuse a call."""
+        raise self.error()
+
+    async def stream(self, *request: object) -> NoReturn:
+        """Refuse a call with streams."""
+        raise self.error()
 
 
 def _explained(error: ConnectionClosed | ProtocolError, address: Address) -> Exception:

@@ -9,7 +9,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -192,11 +192,15 @@ class ServerDescriptor(_Model):
         port: TCP port; 0 takes a free one, which `server.address` tells.
         ipv6: Listen on IPv6.
         max_connections: Sockets at once, those that have not logged in included.
+        duplicate: What a second login of the same user does while the first one is connected:
+            nothing to it, closes it with 4403, after which it stays away, or is refused itself.
+            The latter two need `users`.
         heartbeat_interval: Seconds of silence after which either side pings.
         heartbeat_timeout: Seconds of silence after which a peer counts as dead.
         enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
         enable_backpressure: Make senders wait when a peer does not keep up; False refuses them.
         rpc_timeout: Default deadline in seconds of calls that the server makes; None for none.
+        debug: Show callers the traceback of a handler that fails; for development only.
         tls: Certificates, or a context of your own; None serves plain TCP.
         limits: What one connection may use.
     """
@@ -210,11 +214,13 @@ class ServerDescriptor(_Model):
     port: Port = 8080
     ipv6: bool = False
     max_connections: Annotated[int, Field(gt=0)] = 100
+    duplicate: Literal["allow", "replace", "refuse"] = "allow"
     heartbeat_interval: Seconds = 30.0
     heartbeat_timeout: Seconds = 90.0
     enable_compression: bool = False
     enable_backpressure: bool = True
     rpc_timeout: Seconds | None = 30.0
+    debug: bool = False
     tls: TLS | ssl.SSLContext | None = None
     limits: Limits = Limits()
 
@@ -245,6 +251,11 @@ class ServerDescriptor(_Model):
         ]
         if len(given) > 1:
             raise ValueError(f"give one of password, verifier and users, not {' and '.join(given)}")
+        if self.duplicate != "allow" and self.users is None:
+            raise ValueError(
+                f"duplicate={self.duplicate!r} needs users: with one password, or none, everybody "
+                "logs in as the same user"
+            )
         if round(self.heartbeat_timeout * 1000) <= round(self.heartbeat_interval * 1000):
             raise ValueError(
                 f"heartbeat_timeout ({self.heartbeat_timeout} s) must exceed "
@@ -271,6 +282,7 @@ class ClientDescriptor(_Model):
         reconnect_delay: Seconds within which the first attempt is made, at random; doubled for each
             further one, up to 30.
         rpc_timeout: Default deadline of a call in seconds; None for none.
+        debug: Show callers the traceback of a handler that fails; for development only.
         connect_timeout: Seconds for one attempt to connect and log in.
         enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
         enable_backpressure: Make senders wait when the server does not keep up; False refuses them.
@@ -290,6 +302,7 @@ class ClientDescriptor(_Model):
     reconnect_attempts: Annotated[int, Field(ge=0)] = 5
     reconnect_delay: Seconds = 1.0
     rpc_timeout: Seconds | None = 30.0
+    debug: bool = False
     connect_timeout: Seconds = 10.0
     enable_compression: bool = False
     enable_backpressure: bool = True

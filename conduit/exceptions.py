@@ -23,6 +23,7 @@ that no class of this process has arrives as a plain `RPCError`.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Mapping
@@ -54,6 +55,16 @@ __all__ = [
     "RPCTimeout",
     "Unavailable",
 ]
+
+
+def _own_fields(cls: type[RPCError]) -> list[str]:
+    """Return the attributes that an error of the application declares by annotations."""
+    taken = ("code", "message", "details", *cls._fields)
+    return [
+        name
+        for name, hint in inspect.get_annotations(cls).items()
+        if name not in taken and "ClassVar" not in str(hint) and name not in cls.__dict__
+    ]
 
 
 def _snake_case(name: str) -> str:
@@ -138,7 +149,15 @@ class RPCError(ConduitError):
     """The peer answered with an error, or this side refused what the peer would refuse.
 
     Derive from it to give an error of your own a name that survives the wire. The class needs to be
-    imported on both ends; its code is its name in snake case, or a class attribute `code`.
+    imported on both ends; its code is its name in snake case, or a class attribute `code`. The
+    attributes that it annotates are its fields and cross as well, as plain data in `details`:
+
+        class JobNotFound(RPCError):
+            job: str
+
+            def __init__(self, job: str) -> None:
+                super().__init__(f"there is no job {job}")
+                self.job = job
 
     Attributes:
         code: The error's name on the wire.
@@ -151,6 +170,7 @@ class RPCError(ConduitError):
     message: str
     details: dict[str, Any]
     _registry: ClassVar[dict[str, type[RPCError]]] = {}
+    _fields: ClassVar[tuple[str, ...]] = ()
 
     def __getattr__(self, name: str) -> Any:
         # A derived class need not call our __init__, and the error still has to cross the wire.
@@ -181,6 +201,7 @@ class RPCError(ConduitError):
                 f"give {cls.__qualname__} a class attribute `code` of its own"
             )
         cls._registry[cls.code] = cls
+        cls._fields = (*cls._fields, *_own_fields(cls))
 
     @property
     def retryable(self) -> bool:
@@ -192,6 +213,11 @@ class RPCError(ConduitError):
         """Seconds to wait before another try, when the peer said so; milliseconds in `details`."""
         value = self.details.get("retry_after")
         return value / 1000 if isinstance(value, (int, float)) else None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the details that cross the wire, the fields of a derived class among them."""
+        fields = {name: getattr(self, name) for name in self._fields if hasattr(self, name)}
+        return {**fields, **self.details}
 
     @staticmethod
     def from_wire(code: str, message: str, details: Mapping[str, Any]) -> RPCError:
@@ -205,6 +231,9 @@ class RPCError(ConduitError):
         error.message = message
         error.details = dict(details)
         error.code = code
+        for name in cls._fields:
+            if name in details:
+                setattr(error, name, details[name])
         return error
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 from .descriptors import Address, ServerDescriptor
 from .exceptions import AuthenticationError, ConnectionClosed, RPCError
 from .hooks import Hooks
+from .peers import Peers
 from .protocol.events import KeysNeeded, VerifierNeeded, WelcomeNeeded
 from .protocol.frames import HEADER, PRIORITY, CloseCode, FrameType, word
 from .protocol.session import Session
@@ -66,6 +67,7 @@ class Server:
         self._users = Users(self.descriptor)
         self._hooks = Hooks(logger)
         self._connections: dict[str, Connection] = {}
+        self._peers = Peers()
         self._joining: dict[Connection, asyncio.TimerHandle] = {}
         self._surplus: set[Connection] = set()
         self._epoch = secrets.token_bytes(8)
@@ -140,6 +142,26 @@ class Server:
         """
         return self._router.method_decorator(name, timeout=timeout, extra=extra, thread=thread)
 
+    def serve(self, interface: type[Any], implementation: object) -> None:
+        """Register the methods of an interface; `rpc.bind(interface)` is how they are called.
+
+        Parameters, results and items are validated by the annotations of the interface. The
+        implementation may take a `Connection` beside the parameters of the interface, which is
+        filled in. Its methods are served as by `rpc`: a plain `def` runs in a thread.
+
+        Args:
+            interface: A `typing.Protocol`, an ABC or another class; see `Caller.bind`.
+            implementation: An object with all the methods of the interface: for a stream a
+                generator, a plain `def` that returns an async iterator, or, as for
+                `-> StreamCall[T, R]`, `async def` with a parameter `Stream[T]` that returns `R`.
+
+        Raises:
+            ValueError: One of the names has a handler already; then none is registered.
+            TypeError: A method is missing or does not fit, or the interface cannot be served; the
+                text says which and why.
+        """
+        self._router.add_interface(interface, implementation)
+
     @overload
     def on_startup(self, function: F) -> F: ...
     @overload
@@ -196,6 +218,21 @@ class Server:
     def connections(self) -> Mapping[str, Connection]:
         """The clients that are logged in, by connection id."""
         return MappingProxyType(self._connections)
+
+    async def peer(self, identity: str, *, wait: float = 0.0) -> Connection:
+        """Find a client by who has logged in; of several the one that came last.
+
+        Cancelling the wait changes nothing.
+
+        Args:
+            identity: The user name that the client has logged in with.
+            wait: Seconds to wait for the client, if it is not connected now.
+
+        Raises:
+            Unavailable: Nobody has been connected as that. A handler may let it go on to its
+                caller, who may try again.
+        """
+        return await self._peers.find(identity, wait)
 
     async def start(self) -> None:
         """Bind the socket, run the startup hooks, then accept clients.
@@ -408,6 +445,8 @@ class Server:
                 self._wait(connection, self._look_up(connection, event.user))
         else:
             assert isinstance(event, WelcomeNeeded)
+            if self._refuses_another(connection, event.identity):
+                return
             connection.introduce(Session(secrets.token_bytes(16), self._epoch))
             if "client_connect" in self._hooks:
                 self._wait(connection, self._ask_hooks(connection))
@@ -456,8 +495,18 @@ class Server:
             error = AuthenticationError(message, code=code)
             connection.fail(error, CloseCode.LOGIN_FAILED, message)
 
+    def _refuses_another(self, connection: Connection, identity: str) -> bool:
+        """Refuse a second login of an identity, where there may be only one."""
+        if self.descriptor.duplicate != "refuse" or not self._peers.of(identity):
+            return False
+        # It may come again: the first one may be dead, and not known to be yet.
+        text = f"{identity!r} is logged in already; try again later"
+        self._refuse(connection, "busy", text, retry=True)
+        return True
+
     def _let_in(self, connection: Connection) -> None:
-        if not connection.closed:
+        # Once more, because another one may have come while hooks were asked.
+        if not connection.closed and not self._refuses_another(connection, connection.identity):
             connection.welcome(self.name, self.version)
 
     def opened(self, connection: Connection) -> None:
@@ -465,6 +514,11 @@ class Server:
         self._joining.pop(connection).cancel()
         self._waiting.pop(connection, None)
         self._connections[connection.id] = connection
+        if self.descriptor.duplicate == "replace":
+            for older in self._peers.of(connection.identity):
+                reason = "replaced by a newer login"
+                older.fail(ConnectionClosed(reason), CloseCode.REFUSED, reason)
+        self._peers.add(connection)
         logger.info("%r logged in as %r", connection, connection.identity)
 
     def ended(self, connection: Connection, error: Exception) -> None:
@@ -481,6 +535,7 @@ class Server:
             # Its peer has closed as it should, and what it sent before is still being handled.
             self._logins_and_hooks.start(connection.finish_messages(AFTERWARDS, None))
         if self._connections.pop(connection.id, None) is not None:
+            self._peers.discard(connection)
             logger.info("%r has gone: %s", connection, error)
             if "client_disconnect" in self._hooks:
                 told = self._hooks.tell("client_disconnect", connection, connection.reason)

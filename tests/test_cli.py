@@ -26,9 +26,10 @@ from typer.testing import CliRunner
 
 from conduit import TLS, Client, Connection, Server
 from conduit.__main__ import app, main
-from conduit.cli import json_text, load_server, parse_parameters, shown, signature
+from conduit.cli import json_text, load_server, parse_parameters
 from conduit.protocol.scram import Verifier
 from conduit.rpc.method import Method
+from conduit.signatures import shown, signature
 from tests.acceptance.support import ROOT, Program, end_cleanly, free_port, within
 
 PASSWORD = "the password of these tests"

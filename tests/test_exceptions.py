@@ -6,7 +6,7 @@ import asyncio
 import copy
 import inspect
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -147,6 +147,44 @@ class OutOfApples(RPCError):
     @property
     def left(self) -> int:
         return int(self.details["left"])
+
+
+class JobFailed(RPCError):
+    """An error with fields."""
+
+    kind: ClassVar[str] = "jobs"
+    job: str
+    tries: int
+
+    def __init__(self, job: str, tries: int) -> None:
+        super().__init__(f"job {job} failed", details={"retryable": True})
+        self.job, self.tries = job, tries
+
+
+class NightlyJobFailed(JobFailed):
+    """One with a field more, which is not set."""
+
+    until: str
+
+
+def test_fields_cross_the_wire() -> None:
+    for cls in (JobFailed, NightlyJobFailed):
+        sent = cls("backup", 3)
+        details = sent.to_wire()
+        assert details == {"job": "backup", "tries": 3, "retryable": True}
+        error = RPCError.from_wire(sent.code, sent.message, details)
+        assert type(error) is cls
+        assert (error.job, error.tries, error.retryable) == ("backup", 3, True)
+        assert str(error) == "job backup failed"
+
+
+def test_a_field_that_did_not_come_is_missing_and_one_that_is_unknown_stays_in_details() -> None:
+    error = RPCError.from_wire("job_failed", "x", {"job": "backup", "_registry": {}, "more": 1})
+    assert isinstance(error, JobFailed)
+    assert error.job == "backup"
+    assert not hasattr(error, "tries") and not hasattr(error, "more")
+    assert error.details["more"] == 1
+    assert RPCError._registry["job_failed"] is JobFailed
 
 
 @pytest.mark.parametrize("cls", [RPCError, *CODES], ids=lambda cls: cls.__name__)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -1280,3 +1281,28 @@ async def test_no_socket_outlives_a_server_that_has_stopped() -> None:
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             peer.send(b"is anybody there?")  # answered by a reset
             peer.send(b"then not")
+
+
+async def come_and_go(server: Server) -> list[weakref.ref[Any]]:
+    """Connect, use the connection and leave; return what is to be freed then."""
+    client = new_client(server)
+    async with client:
+        assert await within(client.rpc.call("add", {"a": 1, "b": 2})) == 3
+        async with client.rpc.stream("add", {"a": 1, "b": 2}) as run:
+            assert await within(run.result()) == 3
+        (peer,) = (one for one in server.connections.values() if one.name == client.descriptor.name)
+        made = [weakref.ref(one) for one in (client, client.connection, peer)]
+    await within(peer.wait_closed())
+    return made
+
+
+async def test_connections_that_have_ended_need_no_garbage_collection() -> None:
+    async with new_server() as server, new_client(server, name="neighbour"):
+        gc.collect()
+        gc.disable()
+        try:
+            made = [one for _ in range(3) for one in await come_and_go(server)]
+            # What has come last is acknowledged a moment later, by a timer that knows who it is.
+            await until(lambda: not any(one() for one in made))
+        finally:
+            gc.enable()

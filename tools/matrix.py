@@ -29,7 +29,12 @@ MEASURED = {"3.10", "3.13"}
 # of one of its two cells, so that both take about as long.
 LEFT_OUT = {
     "asyncio": ["tests/protocol", "tests/test_scram.py", "tests/test_tls_material.py"],
-    "uvloop": ["tests/test_demo.py", "tests/test_debug_scripts.py", "tests/test_benchmarks.py"],
+    "uvloop": [
+        "tests/test_demo.py",
+        "tests/test_debug_scripts.py",
+        "tests/test_benchmarks.py",
+        "tests/test_typing.py",
+    ],
 }
 # Tests take free ports and their own temporary directories, so those that run at once do not meet.
 SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]

@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from types import GenericAlias
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from pydantic import TypeAdapter
 
 from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.serving import Response
-from ..transport.stream import Check
-from ..transport.stream_call import OpenCall, StreamCall
+from ..transport.stream_call import StreamCall
+from .bind import Call, OpenStream, bound_class
 
 __all__ = ["Caller", "convert", "data"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-Call = Callable[[str, Params, "float | None | Default", bool, Headers], Coroutine[Any, Any, Any]]
-"""Method, arguments, timeout, whether the whole body of the answer is wanted, and headers."""
-
-OpenStream = Callable[
-    [str, Params, "float | None", "Check | None", Headers], Coroutine[Any, Any, OpenCall]
-]
-"""Method, arguments, timeout, what validates the items, and headers."""
 
 
 def data(**parameters: Any) -> dict[str, Any]:
@@ -228,6 +220,36 @@ class Caller:
             partial(self._stream, method, args, timeout, check, headers),
             partial(_result, returns),
         )
+
+    def bind(self, interface: Callable[..., T]) -> T:
+        """Return an object that calls the peer by the methods of an interface.
+
+            class Calculator(Protocol):
+                async def add(self, a: int, b: int = 0) -> int: ...
+                def count(self, to: int) -> AsyncIterator[int]: ...
+
+            calculator = client.rpc.bind(Calculator)
+            total = await calculator.add(1, b=2)
+
+        Nothing is sent, and it goes on working when the connection is made again. Arguments are
+        sent by name, and only those that are given: defaults are those of the peer. Results and
+        items are validated by the annotations. `async def` is `call`; `def` that is annotated
+        `AsyncIterator[T]` is `stream`, and `StreamCall[T, R]` says of a stream that it has a result
+        as well. Timeouts are those of `call` and `stream`; `options` gives others.
+
+        Args:
+            interface: A `typing.Protocol`, an ABC or another class. Its public methods are those
+                of the peer, by the same names; what begins with `_` is left out.
+
+        Raises:
+            TypeError: The interface has something that cannot be called, such as a stream that is
+                declared `async def`, a property or `*args`; the text says what and why.
+        """
+        # `use` changes what these two call.
+        bound: Any = bound_class(interface)(
+            lambda *request: self._call(*request), lambda *request: self._stream(*request)
+        )
+        return cast("T", bound)
 
     async def discover(self) -> list[dict[str, Any]]:
         """Return what the peer offers, one map for each method.

@@ -14,17 +14,18 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator, core_schema
 
 from ..exceptions import InvalidParams
 from ..transport.connection import Connection
 from ..transport.serving import Response
 from .context import Context
+from .contract import Contract, called, contract_of, lone_model
 from .streams import Declared, shown
 from .validation import AS_SENT, Schema, adapter_of, finisher, invalid_params
 
-__all__ = ["Kind", "MessageHandler", "Method"]
+__all__ = ["Kind", "MessageHandler", "Method", "is_filled_in"]
 
 Kind = Literal["coroutine", "thread", "inline"]
 
@@ -38,6 +39,7 @@ class Method:
         timeout: Seconds that it may run, whatever the caller allows; None for no limit of its own.
         extra: Whether unknown parameters are an error or are ignored.
         thread: False runs a plain `def` on the event loop.
+        contract: What callers rely on, if that is not what the function says of itself.
 
     Raises:
         TypeError: The signature cannot be served; the text says why.
@@ -53,16 +55,17 @@ class Method:
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        contract: Contract | None = None,
     ) -> None:
         self.function = function
         self.name = name
         self.timeout = timeout
         self.kind: Kind = _kind(function, name, thread)
-        signature, hints = _signature(function, name)
+        signature, hints, self._description = contract or contract_of(function, name)
         annotations = {key: shown(hint) for key, hint in hints.items()}
         self._connections = [p for p in signature.parameters if _is(hints.get(p), Connection)]
         self._contexts = [p for p in signature.parameters if _is(hints.get(p), Context)]
-        self._streams = declared = Declared(_called(function), name, signature, hints)
+        self._streams = declared = Declared(called(function), name, signature, hints)
         unseen = [*self._connections, *self._contexts]
         injected = [*unseen, *declared.parameters]
         everything = signature.parameters.values()
@@ -87,7 +90,7 @@ class Method:
                 raise TypeError(
                     f"method {name!r}: *{parameter.name} cannot be validated; name the parameters"
                 )
-        self._model = _lone_model(parameters, hints)
+        self._model = lone_model(parameters, hints)
         self._model_adapter = None if self._model is None else adapter_of(name, hints[self._model])
         self._adapter: TypeAdapter[Any] = _parameters_adapter(name, parameters, hints, extra)
         self._validate = _arguments_validator(self._adapter)
@@ -190,7 +193,7 @@ class Method:
         adapter, returns = self._model_adapter or self._adapter, self._returns
         return {
             "name": self.name,
-            "description": inspect.getdoc(self.function) or "",
+            "description": self._description,
             "parameters": adapter.json_schema(schema_generator=Schema),
             "returns": {} if returns is None else returns.json_schema(**AS_SENT),
             **self._streams.describe(),
@@ -228,9 +231,9 @@ class MessageHandler:
         self.name = name
         self.concurrent = concurrent
         self.kind: Kind = _kind(function, name, thread)
-        if inspect.isasyncgenfunction(_called(function)):
+        if inspect.isasyncgenfunction(called(function)):
             raise TypeError(f"handler {name!r} is a generator; messages have no streams")
-        signature, hints = _signature(function, name)
+        signature, hints, _ = contract_of(function, name)
         parameters = list(signature.parameters.values())
         self._contexts = {p.name for p in parameters if _is(hints.get(p.name), Context)}
         injected = {p.name for p in parameters if _is(hints.get(p.name), Connection)}
@@ -285,16 +288,10 @@ class MessageHandler:
         return self.function(*args, **named)
 
 
-def _called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what is called in the end, below partials and plain decorators."""
-    called: Callable[..., Any] = inspect.unwrap(_underlying(function))
-    return called
-
-
 def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
     if not callable(function):
         raise TypeError(f"handler {name!r} must be a function, not {type(function).__name__}")
-    call = _called(function)
+    call = called(function)
     if inspect.isgeneratorfunction(call):
         raise TypeError(f"handler {name!r} is a plain generator; write it as `async def`")
     if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
@@ -304,40 +301,13 @@ def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
     return "inline" if thread is False else "thread"
 
 
-def _signature(function: Callable[..., Any], name: str) -> tuple[inspect.Signature, dict[str, Any]]:
-    """Return the signature and the annotations as objects."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError as exc:
-        raise TypeError(f"handler {name!r} has no signature that could be read: {exc}") from exc
-    try:
-        hints = typing.get_type_hints(_underlying(function), include_extras=True)
-    except Exception as exc:
-        raise TypeError(
-            f"an annotation of handler {name!r} cannot be resolved: {exc}; "
-            "it must be importable at module level where the handler is defined"
-        ) from exc
-    return signature, hints
-
-
-def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that is behind a partial or a callable object."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function if inspect.isroutine(function) else type(function).__call__
-
-
 def _is(hint: Any, wanted: type) -> bool:
     return isinstance(hint, type) and issubclass(hint, wanted)
 
 
-def _lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:
-    """Return the name of the only parameter, if it is a model and so takes the whole map."""
-    if len(parameters) != 1:
-        return None
-    name = parameters[0].name
-    hint = hints.get(name)
-    return name if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+def is_filled_in(hint: Any) -> bool:
+    """Whether a parameter with this annotation is filled in with what is known of the call."""
+    return _is(hint, Connection) or _is(hint, Context)
 
 
 def _parameters_adapter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -11,6 +12,7 @@ from ..exceptions import MethodNotFound
 from ..transport.calls import NAME_BYTES
 from ..transport.running import Handler
 from ..transport.streaming import Streaming
+from .implementation import implemented
 from .method import Kind, MessageHandler, Method
 
 __all__ = ["Router"]
@@ -63,6 +65,18 @@ class Router:
             )
         self.methods[name] = Method(function, name, timeout=timeout, extra=extra, thread=thread)
         return function
+
+    def add_interface(self, interface: type[Any], implementation: object) -> None:
+        """Register the methods of an interface, all of them or none; see `Server.serve`.
+
+        Raises:
+            ValueError: A name is taken.
+            TypeError: The interface or its implementation cannot be served.
+        """
+        methods = implemented(interface, implementation)
+        for method in methods:
+            _check_name(method.name, self.methods)
+        self.methods.update((method.name, method) for method in methods)
 
     def method_decorator(
         self,
@@ -141,11 +155,12 @@ class _Discovery:
     finish: Callable[[Any], Any] | None = None
 
     def __init__(self, router: Router) -> None:
-        self._router = router
+        self._router = weakref.ref(router)  # which keeps this method
 
     def start(self, data: Any, connection: Any) -> Any:
         """Describe every method; parameters are ignored."""
-        return [method.describe() for method in self._router.described()]
+        router = self._router()
+        return [method.describe() for method in router.described()] if router else []
 
 
 def _check_name(name: str, taken: dict[str, Any]) -> None:

@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from ..transport.streaming import Stream, Streaming
 from .validation import AS_SENT, Schema, adapter_of, finisher, invalid_params
 
-__all__ = ["Declared", "shown"]
+__all__ = ["TAKES", "Declared", "check_parameter", "is_a", "item_of", "shown"]
 
-_TAKES = (collections.abc.AsyncIterator, collections.abc.AsyncIterable)
-_YIELDS = (*_TAKES, collections.abc.AsyncGenerator)
+TAKES = (collections.abc.AsyncIterator, collections.abc.AsyncIterable)
+_YIELDS = (*TAKES, collections.abc.AsyncGenerator)
 
 
 class Declared:
@@ -55,8 +55,8 @@ class Declared:
     ) -> None:
         self._name = name
         self.generator = inspect.isasyncgenfunction(function)
-        outputs = [key for key in signature.parameters if _is(hints.get(key), Stream)]
-        inputs = [key for key in signature.parameters if _is(hints.get(key), *_TAKES)]
+        outputs = [key for key in signature.parameters if is_a(hints.get(key), Stream)]
+        inputs = [key for key in signature.parameters if is_a(hints.get(key), *TAKES)]
         if len(outputs) > 1 or len(inputs) > 1:
             both = " and ".join(outputs if len(outputs) > 1 else inputs)
             raise TypeError(f"handler {name!r} has two streams in one direction: {both}")
@@ -68,7 +68,7 @@ class Declared:
                 "or send them and return a result"
             )
         for key in self.parameters:
-            _check_parameter(name, signature.parameters[key])
+            check_parameter(name, signature.parameters[key])
         if self.parameters and not self.generator and not inspect.iscoroutinefunction(function):
             raise TypeError(f"handler {name!r} has a stream, so it must be `async def`")
         self._sent: Any = Any
@@ -78,7 +78,7 @@ class Declared:
         elif self.output is not None:
             self._sent = self._item(hints[self.output], (Stream,))
         if self.input is not None:
-            self._taken = self._item(hints[self.input], _TAKES)
+            self._taken = self._item(hints[self.input], TAKES)
 
     @property
     def parameters(self) -> list[str]:
@@ -140,13 +140,12 @@ class Declared:
     def _item(self, hint: Any, kinds: tuple[Any, ...]) -> Any:
         """Return the type of an item of a stream, or Any."""
         hint = shown(hint)
-        if hint is not Any and not _is(hint, *kinds):
+        if hint is not Any and not is_a(hint, *kinds):
             raise TypeError(
                 f"handler {self._name!r} is a generator, so its result is to be annotated "
                 f"AsyncIterator[...], not {hint}"
             )
-        arguments = get_args(hint)
-        return Any if not arguments or isinstance(arguments[0], TypeVar) else arguments[0]
+        return item_of(hint)
 
     def _explain(self, error: Exception, index: int) -> Exception:
         """Return what the caller is told of an item of its own that does not fit."""
@@ -162,13 +161,20 @@ def shown(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is typing.Annotated else hint
 
 
-def _is(hint: Any, *kinds: Any) -> bool:
+def item_of(hint: Any) -> Any:
+    """Return the first type in the brackets of an annotation, or Any."""
+    arguments = get_args(shown(hint))
+    return Any if not arguments or isinstance(arguments[0], TypeVar) else arguments[0]
+
+
+def is_a(hint: Any, *kinds: Any) -> bool:
     """Whether an annotation is one of some classes, with or without the type of its items."""
     hint = shown(hint)
     return hint in kinds or get_origin(hint) in kinds
 
 
-def _check_parameter(name: str, parameter: inspect.Parameter) -> None:
+def check_parameter(name: str, parameter: inspect.Parameter) -> None:
+    """Refuse a parameter that cannot be a stream."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         raise TypeError(f"handler {name!r}: *{parameter.name} cannot be a stream")
     if parameter.default is not parameter.empty:

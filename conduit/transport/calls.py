@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel
 
@@ -59,6 +59,7 @@ _handling: Final = HANDLING.get
 _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
 _CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
 _NEVER: Final = math.inf
+FEW: Final = 4
 LEAST_SHARE: Final = 8
 """Frames that are worth a write of their own."""
 _PREFIXES: Final = 1024
@@ -255,6 +256,11 @@ class Calls:
             self._move()
         return id, answer
 
+    async def refuse_stream(self, *request: object) -> NoReturn:
+        """Refuse what `Streams.call` would send: the connection is closed."""
+        assert self._outlet.closed is not None
+        raise closed_again(self._outlet.closed)
+
     async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
         """Wait for the answer to a message that was sent with an id from `take_id`."""
         future: asyncio.Future[list[Any]] = self._loop.create_future()
@@ -359,12 +365,13 @@ class Calls:
         """Return after how many frames to write, so that both sides have something to do.
 
         A quarter of what is in flight: with all of it in one write, each side would wait while the
-        other works.
+        other works. 0 when so few are in flight that the first is better written by itself.
 
         Args:
             answered: Answers that have just come, whose callers will probably call again.
         """
-        return max(LEAST_SHARE, min(FLUSH_FRAMES, len(self._pending) + answered >> 2))
+        in_flight = len(self._pending) + answered
+        return max(LEAST_SHARE, min(FLUSH_FRAMES, in_flight >> 2)) if in_flight > FEW else 0
 
     def room(self) -> None:
         """Go on: the outlet has room again."""

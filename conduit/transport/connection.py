@@ -157,6 +157,7 @@ class Connection:
             self._sweep,
             shared.handling,
             limit=settings.capabilities.calls,
+            debug=settings.debug,
         )
         self._streams: Streams | None = None
         self._stream_window = settings.capabilities.stream
@@ -441,6 +442,7 @@ class Connection:
         finally:
             self._messages.stop()
         await self._wait_for_handlers(CANCEL_TIME, spared)
+        self._untie()
 
     @property
     def handling(self) -> bool:
@@ -488,6 +490,19 @@ class Connection:
         self._shared.leave(self)
         if self._ended is not None:
             self._ended.set()
+        self._untie()
+
+    def _untie(self) -> None:
+        """Take the parts from each other, so that they are freed without a garbage collection.
+
+        Collections that find hundreds of ended connections stop everybody for milliseconds.
+        """
+        if not self._linked and not self.handling:
+            self._streams = None
+            self._outlet.forget()
+            self._serving.forget()
+            self._sweep.forget()
+            self.rpc.use(self.call, self._calls.refuse_stream)
 
     def _gone(self, cause: Exception | None) -> None:
         if self._error is None:
@@ -595,10 +610,11 @@ class Connection:
         They are ready to run, so that takes no further turn of the loop.
         """
         outlet = self._outlet
-        if events > 1:
-            outlet.flush_frames = outlet.protocol.due = self._calls.share(events)
+        share = self._calls.share(events) if events > 1 else 0
+        if share:
+            outlet.flush_frames = outlet.protocol.due = share
             self._loop.call_soon(outlet.flush)
-        else:  # nobody else will send anything, so whatever comes is written at once
+        else:  # there is too little to be put together, so what comes next is written at once
             if outlet.protocol.urgent:
                 outlet.flush()
             outlet.protocol.due = 0

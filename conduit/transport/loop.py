@@ -181,9 +181,18 @@ class Sweep:
         self.at, self._handle = math.inf, None
         self.arm(self._expire(self._loop.time()))
 
+    def forget(self) -> None:
+        """Stop for good, and let go of whoever wanted to be told."""
+        self.stop()
+        self._expire = _never
+
     def stop(self) -> None:
         """Forget every deadline."""
         self.at = math.inf
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+
+
+def _never(now: float) -> float:
+    return math.inf

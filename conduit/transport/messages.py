@@ -423,7 +423,7 @@ class Messages:
                 except Exception as exc:  # noqa: BLE001  # becomes the answer
                     error = exc
             if error is not None:
-                failure = as_rpc_error(error, message.name)
+                failure = as_rpc_error(error, message.name, debug=self._serving.debug)
                 if message.id:
                     self._serving.refuse(message.id, failure)
                 elif isinstance(error, RPCError):

@@ -177,6 +177,11 @@ class Outlet:
         if self._link is not None:
             self._link.abort()
 
+    def forget(self) -> None:
+        """Let go of the link and of the connection: both have ended."""
+        self._link = None
+        self._on_room = self.protocol.on_due = _nothing
+
     def end(self, error: ConnectionClosed, *, abort: bool = False) -> None:
         """Write what is queued and close the link."""
         if self.closed is None:
@@ -188,3 +193,7 @@ class Outlet:
                     self._link.abort()
                 else:
                     self._link.finish()
+
+
+def _nothing() -> None:
+    """What is called when there is nobody to be told."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import secrets
+import traceback
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -146,8 +147,14 @@ def why_stopped(future: asyncio.Future[Any], stopped: RPCError, name: str) -> RP
     return stopped
 
 
-def as_rpc_error(error: BaseException, name: str) -> RPCError:
-    """Return what the peer is told of an error; the text of an unexpected one stays here."""
+def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
+    """Return what the peer is told of an error.
+
+    Args:
+        error: What the handler raised.
+        name: The handler.
+        debug: Tell the traceback of an unexpected error too, which else stays in the log.
+    """
     if isinstance(error, RPCError):
         return error
     if isinstance(error, asyncio.CancelledError):
@@ -159,7 +166,9 @@ def as_rpc_error(error: BaseException, name: str) -> RPCError:
         error_id,
         exc_info=(type(error), error, error.__traceback__),
     )
-    return InternalError(
-        f"{name!r} failed; its log has the reason under error id {error_id}",
-        details={"error_id": error_id},
-    )
+    text = f"{name!r} failed; its log has the reason under error id {error_id}"
+    details = {"error_id": error_id}
+    if debug:
+        text += f": {type(error).__name__}: {text_of(error)}"
+        details["traceback"] = text_of("".join(traceback.format_exception(error)))
+    return InternalError(text, details=details)

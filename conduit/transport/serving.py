@@ -100,6 +100,7 @@ class Serving:
         sweep: Watches the deadlines.
         handling: The handlers that run on the loop.
         limit: Calls that may run at once.
+        debug: Whether the peer is shown the tracebacks of handlers that fail.
 
     Attributes:
         draining: Whether new calls are refused because the end is near.
@@ -123,6 +124,7 @@ class Serving:
         "_sweep",
         "_ttl",
         "_value_max",
+        "debug",
         "draining",
         "handling",
         "held",
@@ -140,6 +142,7 @@ class Serving:
         handling: Handling,
         *,
         limit: int,
+        debug: bool,
     ) -> None:
         self._loop = loop
         self._connection = connection
@@ -151,6 +154,7 @@ class Serving:
         self._sweep = sweep
         self.handling = handling
         self._limit = limit
+        self.debug = debug
         self.draining = False
         self._ttl: float | None = None
         self._hasty = False
@@ -383,7 +387,7 @@ class Serving:
             self._outlet.flush()
 
     def _failed(self, id: int, handler: Handler, error: BaseException) -> None:
-        self.refuse(id, as_rpc_error(error, handler.name))
+        self.refuse(id, as_rpc_error(error, handler.name, debug=self.debug))
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
 
@@ -391,7 +395,7 @@ class Serving:
         """Answer with an error."""
         code, message = error.code, text_of(error.message)
         try:
-            payload = self._encoder.pack([code, message, error.details])
+            payload = self._encoder.pack([code, message, error.to_wire()])
             decode(payload)  # keys that are no text are noticed only there
         except (TypeError, ValueError, OverflowError, RPCError):
             logger.exception("the details of %s cannot be sent", type(error).__name__)
@@ -427,6 +431,10 @@ class Serving:
         """Stop every handler, each of which is answered with the reason."""
         for running in (*self._running.values(), *self._requests.values()):
             running.stop(reason)
+
+    def forget(self) -> None:
+        """Let go of the connection: no handler will be started any more."""
+        self._connection = None
 
     def end(self) -> None:
         """Stop every handler: the connection has gone, and with it who would read the answers."""

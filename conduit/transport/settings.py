@@ -18,6 +18,7 @@ class Settings:
         capabilities: What the peer is told at login.
         timeout: Seconds that a call has by default, or None.
         outbox_bytes: Unacknowledged bytes from which senders wait.
+        debug: Whether the peer is shown the tracebacks of handlers that fail.
         backpressure: Whether senders wait at all, or are refused.
         heartbeat: Interval and timeout in seconds. A client takes its server's instead.
     """
@@ -26,6 +27,7 @@ class Settings:
     timeout: float | None
     outbox_bytes: int
     backpressure: bool
+    debug: bool
     heartbeat: tuple[float, float] = (30.0, 90.0)
 
     @classmethod
@@ -44,6 +46,7 @@ class Settings:
             timeout=timeout,
             outbox_bytes=limits.outbox_bytes,
             backpressure=descriptor.enable_backpressure,
+            debug=descriptor.debug,
         )
         if isinstance(descriptor, ServerDescriptor):
             heartbeat = (descriptor.heartbeat_interval, descriptor.heartbeat_timeout)

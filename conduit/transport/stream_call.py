@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from operator import length_hint
 from typing import Any, Generic, TypeVar
 
 from ..exceptions import RPCTimeout
@@ -178,6 +179,34 @@ class StreamCall(Generic[T, R]):
         finally:
             self._iterators -= 1
             self._throw_away(call)
+
+    async def __anext__(self) -> T:
+        """Return the next item, for `anext(run)`; errors as in a loop over the items.
+
+        Raises:
+            StopAsyncIteration: There are no more.
+        """
+        call = await self._opened()
+        receiver = call.receiver
+        self._iterators += 1
+        try:
+            while True:
+                item: T
+                for item in receiver.current:
+                    return item
+                if not await receiver.more():
+                    raise StopAsyncIteration
+        except asyncio.CancelledError:
+            self._cancelled(call)
+            raise
+        finally:
+            self._iterators -= 1
+            self._throw_away(call)
+
+    @property
+    def ready(self) -> int:
+        """Items that the loop over this call can take without waiting."""
+        return 0 if self._call is None else length_hint(self._call.receiver.current)
 
     async def result(self) -> R:
         """Wait for the end of the call and return its result; None for a generator.

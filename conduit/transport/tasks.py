@@ -159,7 +159,8 @@ else:
             self._yielded: Any = None
             self._accepted = False
             self._resumed = False
-            self.task: asyncio.Task[Any] = loop.create_task(self)
+            # In a context of its own, which remembers nobody; each coroutine brings its own.
+            self.task: asyncio.Task[Any] = Context().run(loop.create_task, self)
 
         @property
         def cancelled(self) -> bool:

@@ -86,6 +86,7 @@ def settings(
     backpressure: bool = True,
     heartbeat: tuple[float, float] = (30.0, 90.0),
     compress: bool = False,
+    debug: bool = False,
 ) -> tuple[Settings, bool]:
     """Return what one side is told, its descriptor's defaults filled in."""
     return Settings(
@@ -101,6 +102,7 @@ def settings(
         outbox_bytes=outbox_bytes,
         backpressure=backpressure,
         heartbeat=heartbeat,
+        debug=debug,
     ), compress
 
 

@@ -1,0 +1,274 @@
+"""A client for threads, scripts and notebooks: the names of `conduit.Client`, without `await`.
+
+    with conduit.blocking.Client("tcp://127.0.0.1:8080", password="secret") as client:
+        print(client.rpc.add(a=1, b=2))
+
+Each client runs a `conduit.Client` on an event loop of its own, in a daemon thread that lives from
+`connect` to `disconnect`. Every method hands its work to that loop and waits for the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from . import client as asynchronous
+from .descriptors import ClientDescriptor
+from .exceptions import ConnectionClosed
+from .rpc.blocking_caller import BlockingCaller, StreamCall
+from .transport.calls import DEFAULT, Default
+from .transport.connection import Connection
+from .transport.loop_thread import LoopThread
+from .transport.threads import run_in_thread
+
+__all__ = ["Client", "ClientCaller", "StreamCall"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+S = TypeVar("S", bound="Client")
+T = TypeVar("T")
+
+
+class ClientCaller(BlockingCaller):
+    """`client.rpc`: calls the server, and registers methods that the server may call."""
+
+    def __init__(
+        self,
+        rpc: asynchronous.ClientCaller,
+        thread: Callable[[], LoopThread],
+        connection_id: Callable[[], str],
+    ) -> None:
+        super().__init__(rpc, thread, connection_id)
+        self._register = rpc
+
+    @overload
+    def __call__(self, function: F, /) -> F: ...
+
+    @overload
+    def __call__(
+        self,
+        name: str | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        extra: Literal["forbid", "ignore"] = "forbid",
+        thread: bool | None = None,
+    ) -> Callable[[F], F]: ...
+
+    def __call__(
+        self,
+        name: Any = None,
+        /,
+        *,
+        timeout: float | None = None,
+        extra: Literal["forbid", "ignore"] = "forbid",
+        thread: bool | None = None,
+    ) -> Any:
+        """Register a method that the server may call; see `Server.rpc`.
+
+        A plain `def` runs in a thread, where it may use the client.
+        """
+        return self._register(name, timeout=timeout, extra=extra, thread=thread)
+
+
+class Client:
+    """Connects to a server, for threads: the methods of `conduit.Client`, which wait.
+
+    All of it may be used from many threads at once. Handlers and hooks that are plain `def` run in
+    threads, where they may use the client; those that are `async def` run on the client's event
+    loop, where waiting methods raise RuntimeError, and await those of `client.connection`.
+
+    Args:
+        target: A `ClientDescriptor`; or a URL, several of them, or nothing, with the descriptor's
+            fields as keywords.
+        loop_factory: Makes the event loop, such as `uvloop.new_event_loop`.
+
+    Attributes:
+        rpc: Calls the server: `client.rpc.call("add", {"a": 1})` or `client.rpc.add(a=1)`.
+
+    Raises:
+        pydantic.ValidationError: A field is unknown or does not fit.
+    """
+
+    def __init__(
+        self,
+        target: ClientDescriptor | str | Sequence[str] | None = None,
+        *,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+        **fields: Any,
+    ) -> None:
+        self._client = asynchronous.Client(target, **fields)
+        self._loop_factory = loop_factory
+        self._lock = threading.Lock()
+        self._thread: LoopThread | None = None
+        self.rpc = ClientCaller(self._client.rpc, self._started, lambda: self.connection.id)
+
+    # Handlers and hooks.
+
+    def on(
+        self, name: str, *, concurrent: bool = False, thread: bool | None = None
+    ) -> Callable[[F], F]:
+        """Register a handler for messages of the server: `def handler(message)`.
+
+        See `conduit.Client.on`.
+        """
+        return self._client.on(name, concurrent=concurrent, thread=thread)
+
+    @overload
+    def on_connect(self, function: F) -> F: ...
+    @overload
+    def on_connect(self) -> Callable[[F], F]: ...
+    def on_connect(self, function: Any = None) -> Any:
+        """Register a hook `(client)` that runs after the first login."""
+        return self._hook(self._client.on_connect, function)
+
+    @overload
+    def on_disconnect(self, function: F) -> F: ...
+    @overload
+    def on_disconnect(self) -> Callable[[F], F]: ...
+    def on_disconnect(self, function: Any = None) -> Any:
+        """Register a hook `(client, reason)` that runs whenever the connection ends."""
+        return self._hook(self._client.on_disconnect, function)
+
+    @overload
+    def on_reconnect(self, function: F) -> F: ...
+    @overload
+    def on_reconnect(self) -> Callable[[F], F]: ...
+    def on_reconnect(self, function: Any = None) -> Any:
+        """Register a hook `(client)` that runs after a connection was made again."""
+        return self._hook(self._client.on_reconnect, function)
+
+    def _hook(self, register: Callable[[Any], Any], function: Any) -> Any:
+        def add(function: F) -> F:
+            register(partial(self._tell, function))
+            return function
+
+        return add if function is None else add(function)
+
+    async def _tell(self, hook: Callable[..., Any], _: asynchronous.Client, *rest: Any) -> None:
+        if inspect.iscoroutinefunction(hook):
+            await hook(self, *rest)
+        else:
+            await run_in_thread(asyncio.get_running_loop(), partial(hook, self, *rest))
+
+    # Life.
+
+    def connect(self, *, retry: bool = False) -> None:
+        """Connect and log in; arguments and errors are those of `conduit.Client.connect`.
+
+        Ctrl-C leaves the client unconnected.
+        """
+        with self._lock:
+            thread = self._thread
+            made = thread is None or thread.left
+            if thread is None or thread.left:
+                if thread is not None:
+                    thread.wait()  # it may still say goodbye
+                thread = self._thread = LoopThread(self._loop_factory, self._client.disconnect)
+        try:
+            thread.run(self._client.connect, retry=retry)
+        except BaseException:
+            if made:
+                thread.leave()
+            raise
+
+    def disconnect(self) -> None:
+        """Close the connection and stay disconnected; calls in flight fail.
+
+        May be called at any time and more than once, also by handlers, for which it does not wait.
+        """
+        if self._thread is not None:
+            self._thread.leave()
+
+    def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait until the client has disconnected for good; Ctrl-C changes nothing.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+
+        Raises:
+            TimeoutError: It has not disconnected by then.
+        """
+        if self._thread is None:
+            return
+        try:
+            self._thread.run(self._closed_within, timeout)
+        except ConnectionClosed:
+            return  # it has disconnected before the wait began
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"the client has not disconnected within {timeout:g} s") from None
+
+    async def _closed_within(self, timeout: float | None) -> None:
+        await asyncio.wait_for(self._client.wait_closed(), timeout)
+
+    def __enter__(self: S) -> S:
+        self.connect()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.disconnect()
+
+    def _started(self) -> LoopThread:
+        if self._thread is None:
+            raise ConnectionClosed("the client is not connected; call client.connect() first")
+        return self._thread
+
+    def _run(
+        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **options: P.kwargs
+    ) -> T:
+        return self._started().run(function, *args, **options)
+
+    # What users call.
+
+    @property
+    def descriptor(self) -> ClientDescriptor:
+        """What the client was made with."""
+        return self._client.descriptor
+
+    @property
+    def status(self) -> asynchronous.Status:
+        """See `conduit.Status`."""
+        return self._client.status
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, to be looked at; its methods are for `async def` handlers and hooks.
+
+        Raises:
+            ConnectionClosed: The client is not connected; the text says why.
+        """
+        self._started()
+        return self._client.connection
+
+    @property
+    def server_name(self) -> str:
+        """What the server calls itself."""
+        return self.connection.name
+
+    @property
+    def server_version(self) -> str:
+        """The version of the server's application."""
+        return self.connection.version
+
+    def send(self, name: str, data: Any = None, *, ack: bool = False) -> None:
+        """Send a message to the server; see `conduit.Connection.send`."""
+        self._run(self._client.send, name, data, ack=ack)
+
+    def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: Any = None,
+    ) -> Any:
+        """Send a message and return what its handler answers; see `conduit.Connection.request`."""
+        return self._run(self._client.request, name, data, timeout=timeout, returns=returns)
+
+    def ping(self) -> float:
+        """Measure the time to the server and back, in seconds; see `conduit.Connection.ping`."""
+        return self._run(self._client.ping)

@@ -1,0 +1,202 @@
+"""Typed calls without generated code: an object with the methods of an interface.
+
+`rpc.bind(Calculator)` makes a class for `Calculator` once. Its methods take what those of the
+interface take, send it by name, and validate what comes back by the annotations.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Coroutine, Mapping
+from functools import lru_cache, partial
+from types import GenericAlias
+from typing import Any, TypeVar, cast, get_origin
+
+from pydantic import BaseModel
+
+from ..transport.calls import DEFAULT, Default, Headers, Params
+from ..transport.serving import Response
+from ..transport.stream import Check
+from ..transport.stream_call import OpenCall, StreamCall
+from .interface import Operation, operations
+from .streams import item_of
+from .validation import adapter_of
+
+__all__ = ["Bound", "Call", "OpenStream", "bound_class", "options"]
+
+T = TypeVar("T")
+
+Call = Callable[[str, Params, "float | None | Default", bool, Headers], Coroutine[Any, Any, Any]]
+"""Method, arguments, timeout, whether the whole body of the answer is wanted, and headers."""
+
+OpenStream = Callable[
+    [str, Params, "float | None", "Check | None", Headers], Coroutine[Any, Any, OpenCall]
+]
+"""Method, arguments, timeout, what validates the items, and headers."""
+
+
+class Bound:
+    """The methods of a peer that an interface declares; what `rpc.bind` returns is one.
+
+    Args:
+        call: Makes a call.
+        open: Makes a call with streams.
+        timeout: Seconds for each call, None for no deadline; `DEFAULT` is what `rpc.call` and
+            `rpc.stream` have.
+    """
+
+    __slots__ = ("_call", "_open", "_timeout")
+
+    def __init__(
+        self, call: Call, open: OpenStream, timeout: float | None | Default = DEFAULT
+    ) -> None:
+        self._call = call
+        self._open = open
+        self._timeout = timeout
+
+    def __init_subclass__(cls, interface: type) -> None:
+        for operation in operations(interface):
+            if operation.streams:
+                method = cls._streaming(operation)
+            elif operation.input is not None:
+                method = cls._taking(operation)
+            else:
+                method = cls._plain(operation)
+            setattr(cls, operation.name, functools.wraps(operation.function)(method))
+
+    def __replace__(self, *, timeout: float | None) -> Bound:
+        return type(self)(self._call, self._open, timeout)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of a peer>"
+
+    @staticmethod
+    def _plain(operation: Operation) -> Callable[..., Any]:
+        """Return a method that has an answer."""
+        name, params, read = operation.name, _params(operation), _reader(operation)
+
+        async def method(self: Bound, /, *args: Any, **kwargs: Any) -> Any:
+            return read(await self._call(name, params(args, kwargs), self._timeout, True, None))
+
+        return method
+
+    @staticmethod
+    def _streaming(operation: Operation) -> Callable[..., Any]:
+        """Return a method that sends items, and may take some."""
+        name, params, read = operation.name, _params(operation), _reader(operation)
+        check = _check(operation)
+
+        def method(self: Bound, /, *args: Any, **kwargs: Any) -> StreamCall[Any, Any]:
+            timeout = None if isinstance(self._timeout, Default) else self._timeout
+            arguments = params(args, kwargs)
+            return StreamCall(partial(self._open, name, arguments, timeout, check, None), read)
+
+        return method
+
+    @staticmethod
+    def _taking(operation: Operation) -> Callable[..., Any]:
+        """Return a method that takes items, and has an answer."""
+        open = Bound._streaming(operation)
+
+        async def method(self: Bound, /, *args: Any, **kwargs: Any) -> Any:
+            async with open(self, *args, **kwargs) as run:  # closes the items whatever happens
+                return await run.result()
+
+        return method
+
+
+def bound_class(interface: Any) -> type[Bound]:
+    """Return the class whose instances have the methods of an interface.
+
+    Raises:
+        TypeError: The interface cannot be called; the text says why.
+    """
+    if not isinstance(interface, type):
+        operations(interface)  # which refuses it
+    return _bound_class(interface)
+
+
+@lru_cache(maxsize=256)
+def _bound_class(interface: type) -> type[Bound]:
+    made = types.new_class(
+        interface.__name__,
+        (Bound,),
+        {"interface": interface},
+        lambda body: body.update(
+            __slots__=(), __doc__=interface.__doc__, __module__=interface.__module__
+        ),
+    )
+    return cast("type[Bound]", made)
+
+
+def options(bound: T, *, timeout: float | None) -> T:
+    """Return the same methods with other options; the object that is given stays as it is.
+
+        await options(calculator, timeout=2).add(1, 2)
+
+    Args:
+        bound: What `rpc.bind` or `options` has returned.
+        timeout: Seconds for each call, the wait in line included; for a stream, for the whole of
+            it. None for no deadline.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(bound, Bound):
+        raise TypeError(f"options are for what rpc.bind(...) returns, not {bound!r}")
+    return cast("T", bound.__replace__(timeout=timeout))
+
+
+def _params(operation: Operation) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """Return what makes the parameters of a call from its arguments, without the defaults."""
+    signature, place, lone = operation.contract.signature, operation.place, operation.lone
+    parameters = operation.parameters
+    by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    required = frozenset(p.name for p in parameters if p.default is p.empty)
+    known = frozenset(p.name for p in parameters)
+
+    def params(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = dict(zip(by_position, args, strict=False))
+        given.update(kwargs)
+        if len(given) != len(args) + len(kwargs) or not required <= given.keys() <= known:
+            try:
+                signature.bind(*args, **kwargs)  # which says what is wrong
+            except TypeError as exc:
+                raise TypeError(f"{place}: {exc}") from None
+        if lone is not None and lone in given:
+            return {**_fields(given.pop(lone)), **given}
+        return given
+
+    return params
+
+
+def _fields(value: BaseModel | Mapping[str, Any]) -> Mapping[str, Any]:
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def _check(operation: Operation) -> Check | None:
+    """Return what validates the items of the peer, many at a time."""
+    if operation.items is Any:
+        return None
+    adapter = adapter_of(operation.place, GenericAlias(list, (operation.items,)))
+    return adapter.validator.validate_python
+
+
+def _reader(operation: Operation) -> Callable[[list[Any]], Any]:
+    """Return what makes the result of the body of a final frame."""
+    hint = operation.result
+    wrapped = hint is Response or get_origin(hint) is Response
+    if wrapped:
+        hint = item_of(hint)
+    validate: Callable[[Any], Any] | None = None
+    if hint is not Any:
+        validate = adapter_of(operation.place, hint).validator.validate_python
+
+    def read(body: list[Any]) -> Any:
+        value = body[0] if validate is None else validate(body[0])
+        if not wrapped:
+            return value
+        return Response(value, body[1] if len(body) > 1 else {})
+
+    return read

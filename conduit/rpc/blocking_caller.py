@@ -1,0 +1,275 @@
+"""What `rpc` of a blocking client is: the calls of `rpc.caller`, waited for in any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, Generic, TypeVar, overload
+
+from ..exceptions import ConduitError, ConnectionClosed
+from ..signatures import python_signature, shown, signature
+from ..transport import stream_call
+from ..transport.calls import DEFAULT, Default, Params
+from ..transport.loop_thread import LoopThread
+from ..transport.thread_items import in_threads
+from .caller import Caller
+
+__all__ = ["BlockingCaller", "StreamCall"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+S = TypeVar("S", bound="StreamCall[Any, Any]")
+
+_Offered = dict[str, dict[str, Any]]
+"""What discovery tells, by the names of the methods."""
+
+COMPLETION_TIME = 5.0
+"""Seconds that completion and `help()` wait for the server."""
+
+
+class StreamCall(Generic[T, R]):
+    """A call with streams; `rpc.stream(...)` returns it. See `conduit.StreamCall`.
+
+        with client.rpc.stream("train", {"rounds": 9}, items=Progress, returns=Model) as run:
+            for progress in run:
+                ...
+            model = run.result()
+
+    Whoever leaves the block before the end of the call, by `break`, an error or Ctrl-C, cancels the
+    handler at the server. A plain `for item in client.rpc.stream(...)` works as well.
+
+    It is for one loop at a time. Items come in batches of what the server has sent together.
+    """
+
+    def __init__(self, thread: LoopThread, call: stream_call.StreamCall[T, R]) -> None:
+        self._thread = thread
+        self._call = call
+        self._ready: deque[T] = deque()
+
+    def __enter__(self: S) -> S:
+        """Make the call; see `result` for what it may raise."""
+        self._thread.run(self._call.__aenter__)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # If the client has disconnected meanwhile, its calls are over.
+        with contextlib.suppress(ConnectionClosed):
+            self._thread.run(self._call.__aexit__)
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the items; a slow loop makes the server's handler wait.
+
+        Raises:
+            pydantic.ValidationError: An item is not what `items` says.
+            RPCError, ConnectionLost: As for `result`.
+        """
+        items = aiter(self._call)
+        while True:
+            if not self._ready and not self._thread.run(self._fetch, items):
+                return
+            yield self._ready.popleft()
+
+    async def _fetch(self, items: AsyncIterator[T]) -> bool:
+        """Wait for an item, and take those that have come with it; False at the end."""
+        try:
+            self._ready.append(await anext(items))
+        except StopAsyncIteration:
+            return False
+        for _ in range(self._call.ready):
+            self._ready.append(await anext(items))
+        return True
+
+    def result(self) -> R:
+        """Wait for the end of the call and return its result; None for a generator.
+
+        Items that no loop takes are thrown away. Ctrl-C inside the block leaves the call to the
+        end of the block; without a block it cancels the handler.
+
+        Raises:
+            RPCTimeout: The deadline has passed.
+            RPCError: As for `rpc.call`.
+            ConnectionLost: The connection went away before the end.
+            ConnectionClosed: The connection is closed.
+            Exception: What the iterator among the arguments raised; the handler is cancelled.
+            pydantic.ValidationError: The result is not what `returns` says.
+        """
+        return self._thread.run(self._call.result)
+
+
+class Method:
+    # A method of the server, to be called. What it says of itself comes from discovery, which is
+    # asked only when somebody wants to know.
+
+    def __init__(
+        self, name: str, call: Callable[..., Any], offered: Callable[[], _Offered]
+    ) -> None:
+        self._call = call
+        self._offered = offered
+        self.__name__ = self.__qualname__ = name
+
+    def __call__(self, **parameters: Any) -> Any:
+        return self._call(self.__name__, parameters)
+
+    def __repr__(self) -> str:
+        return f"<method {self.__name__!r} of the server>"
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        method = self._offered().get(self.__name__)
+        if method is None:
+            return f"Call {self.__name__!r}, of which the server has told nothing."
+        lines = [signature(method), "", *str(method.get("description", "")).splitlines()]
+        if method.get("streaming"):
+            lines += ["", f"Call it by rpc.stream({self.__name__!r}, ...)."]
+        return "\n".join(map(shown, lines)).rstrip()
+
+    @property
+    def __signature__(self) -> inspect.Signature | None:
+        method = self._offered().get(self.__name__)
+        return None if method is None else python_signature(method)
+
+
+class BlockingCaller:
+    """Calls the methods of the server: `rpc.add(a=1)` or `rpc.call("add", {"a": 1}, timeout=5)`.
+
+    In a notebook, completion and `help()` know the methods of the server. It is asked for them
+    when somebody first wants to know, once per connection, and never by a call.
+
+    Args:
+        rpc: Makes the calls, on the loop.
+        thread: Returns the thread of the loop, or raises ConnectionClosed.
+        connection_id: Returns the id of the connection, or raises ConnectionClosed.
+    """
+
+    def __init__(
+        self, rpc: Caller, thread: Callable[[], LoopThread], connection_id: Callable[[], str]
+    ) -> None:
+        self._thread = thread
+        self._connection_id = connection_id
+        self._call: Callable[..., Coroutine[Any, Any, Any]] = rpc.call
+        self._stream: Callable[..., stream_call.StreamCall[Any, Any]] = rpc.stream
+        self._discover = rpc.discover
+        self._offered: tuple[str, _Offered] = ("", {})
+
+    @overload
+    def call(
+        self, method: str, args: Params = None, *, timeout: float | None | Default = DEFAULT
+    ) -> Any: ...
+
+    @overload
+    def call(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: type[T],
+    ) -> T: ...
+
+    @overload
+    def call(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: Any,
+    ) -> Any: ...
+
+    def call(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: Any = None,
+    ) -> Any:
+        """Call a method and return its result; arguments and errors are those of `conduit.Client`.
+
+        Ctrl-C while it waits cancels the handler at the server, and the client can be used again.
+        """
+        return self._thread().run(self._call, method, args, timeout=timeout, returns=returns)
+
+    @overload
+    def stream(
+        self, method: str, args: Params = None, *, timeout: float | None = None
+    ) -> StreamCall[Any, Any]: ...
+
+    @overload
+    def stream(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        items: type[T],
+        returns: type[R],
+    ) -> StreamCall[T, R]: ...
+
+    @overload
+    def stream(
+        self, method: str, args: Params = None, *, timeout: float | None = None, items: type[T]
+    ) -> StreamCall[T, Any]: ...
+
+    @overload
+    def stream(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        items: Any = None,
+        returns: Any = None,
+    ) -> StreamCall[Any, Any]: ...
+
+    def stream(
+        self,
+        method: str,
+        args: Params = None,
+        *,
+        timeout: float | None = None,
+        items: Any = None,
+        returns: Any = None,
+    ) -> StreamCall[Any, Any]:
+        """Call a method that sends items, takes them, or both; see `conduit.Client`.
+
+        One of the arguments may be an iterator, such as a generator. A thread of its own advances
+        it, up to 64 items ahead, so it may block. It is closed when the call ends, or when it comes
+        back from where it blocks.
+
+        Raises:
+            ConnectionClosed: The client is not connected.
+        """
+        thread, args = self._thread(), in_threads(args)
+        call = self._stream(method, args, timeout=timeout, items=items, returns=returns)
+        return StreamCall(thread, call)
+
+    def discover(self) -> list[dict[str, Any]]:
+        """Return what the server offers, one map for each method; see `conduit.Client`."""
+        return self._thread().run(self._discover)
+
+    def _what_is_offered(self) -> _Offered:
+        """Return what the server offers, or nothing where it cannot be asked."""
+        try:
+            connection = self._connection_id()
+            if self._offered[0] != connection:
+                found = self.call("conduit.discover", timeout=COMPLETION_TIME)
+                by_name = {str(one.get("name")): one for one in found if isinstance(one, dict)}
+                self._offered = (connection, by_name)
+        except (ConduitError, RuntimeError):  # no connection, no answer, or not in this thread
+            return {}
+        return self._offered[1]
+
+    def __dir__(self) -> list[str]:
+        names = [name for name in self._what_is_offered() if name.isidentifier()]
+        return sorted({*super().__dir__(), *(name for name in names if name[0] != "_")})
+
+    def __getattr__(self, name: str) -> Method:
+        if name.startswith("_"):
+            raise AttributeError(
+                f"{name!r} is not called by attribute because it starts with an underscore; "
+                f"use call({name!r})"
+            )
+        return Method(name, self.call, self._what_is_offered)

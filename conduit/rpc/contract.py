@@ -1,0 +1,73 @@
+"""What a function promises: its signature, its annotations as objects, and its docstring."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+__all__ = ["Contract", "called", "contract_of", "lone_model"]
+
+
+class Contract(NamedTuple):
+    """What callers may rely on.
+
+    Attributes:
+        signature: The parameters.
+        hints: The annotations as objects, the one of the result as `return`.
+        description: The docstring, or nothing.
+    """
+
+    signature: inspect.Signature
+    hints: dict[str, Any]
+    description: str
+
+
+def contract_of(function: Callable[..., Any], name: str) -> Contract:
+    """Return what a function promises.
+
+    Args:
+        function: The function, or whatever else can be called.
+        name: Its name in errors.
+
+    Raises:
+        TypeError: The signature cannot be read, or an annotation cannot be resolved.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError as exc:
+        raise TypeError(f"handler {name!r} has no signature that could be read: {exc}") from exc
+    try:
+        hints = typing.get_type_hints(_underlying(function), include_extras=True)
+    except Exception as exc:
+        raise TypeError(
+            f"an annotation of handler {name!r} cannot be resolved: {exc}; "
+            "it must be importable at module level where the handler is defined"
+        ) from exc
+    return Contract(signature, hints, inspect.getdoc(function) or "")
+
+
+def called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what is called in the end, below partials and plain decorators."""
+    in_the_end: Callable[..., Any] = inspect.unwrap(_underlying(function))
+    return in_the_end
+
+
+def lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:
+    """Return the name of the only parameter, if it is a model and so takes the whole map."""
+    if len(parameters) != 1:
+        return None
+    name = parameters[0].name
+    hint = hints.get(name)
+    return name if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+
+
+def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that is behind a partial or a callable object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__

@@ -1,0 +1,182 @@
+"""What an interface says of a peer: a class whose public methods the peer serves.
+
+    class Calculator(Protocol):
+        async def add(self, a: int, b: int = 0) -> int: ...
+        def count(self, to: int) -> AsyncIterator[int]: ...
+        async def add_up(self, numbers: AsyncIterator[int]) -> int: ...
+        def train(self, rounds: int) -> StreamCall[Progress, Model]: ...
+
+A `typing.Protocol`, an ABC or any other class. Both ends read it here: `rpc.bind` to call, `serve`
+to register. Whatever could not be called is refused when the interface is read.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
+
+from ..transport.stream_call import StreamCall
+from ..transport.streaming import Stream
+from .contract import Contract, called, contract_of, lone_model
+from .streams import TAKES, check_parameter, is_a, item_of, shown
+from .validation import adapter_of
+
+__all__ = ["Operation", "operations"]
+
+_NO_METHODS = {
+    property: "is a property",
+    staticmethod: "is a static method",
+    classmethod: "is a class method",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of an interface.
+
+    Attributes:
+        name: Its name, also on the wire.
+        place: Its name in errors: `Calculator.add`.
+        function: The function in the class.
+        contract: Its parameters without `self`, and its annotations.
+        input: The parameter whose items the caller sends, or None.
+        lone: The only parameter that is data, if it is a model and so takes the whole map.
+        streams: Whether the peer sends items.
+        items: The type of those items.
+        result: The type of the result, which for `-> AsyncIterator[...]` is None.
+    """
+
+    name: str
+    place: str
+    function: types.FunctionType
+    contract: Contract
+    input: str | None
+    lone: str | None
+    streams: bool
+    items: Any
+    result: Any
+
+    @property
+    def parameters(self) -> list[inspect.Parameter]:
+        """The parameters without `self`."""
+        return list(self.contract.signature.parameters.values())
+
+
+def operations(interface: Any) -> list[Operation]:
+    """Read an interface.
+
+    Returns:
+        Its methods in the order in which they are written, those of base classes first. Names that
+        begin with `_` are left out.
+
+    Raises:
+        TypeError: It is no class, has no method, or has one that cannot be called from afar; the
+            text names it and says why.
+    """
+    if not isinstance(interface, type):
+        raise TypeError(f"an interface is a class, such as a typing.Protocol, not {interface!r}")
+    found = [_operation(interface, name) for name in dict.fromkeys(_public(interface))]
+    if not found:
+        raise TypeError(f"{interface.__name__} has no public methods, so there is nothing to call")
+    return found
+
+
+def _public(interface: type) -> Iterator[str]:
+    """Yield the public names in a class and its bases, also those that have only an annotation."""
+    for base in reversed(interface.__mro__):
+        for name in (*vars(base), *inspect.get_annotations(base)):
+            if not name.startswith("_"):
+                yield name
+
+
+def _operation(interface: type, name: str) -> Operation:
+    place = f"{interface.__name__}.{name}"
+    function = inspect.getattr_static(interface, name, None)
+    if not isinstance(function, types.FunctionType):
+        what = _NO_METHODS.get(type(function), "is no method")
+        raise TypeError(
+            f"{place} {what}, and a peer has nothing but methods; let its name begin with _ "
+            "to keep it out of the interface"
+        )
+    contract = _without_self(contract_of(function, place), place)
+    parameters = list(contract.signature.parameters.values())
+    takes = [p for p in parameters if is_a(contract.hints.get(p.name), *TAKES)]
+    _check_parameters(place, parameters, contract)
+    if len(takes) > 1:
+        both = " and ".join(p.name for p in takes)
+        raise TypeError(f"{place} has two streams in one direction: {both}")
+    for parameter in takes:
+        check_parameter(place, parameter)
+    streams, items, result = _returned(place, function, contract.hints.get("return", Any))
+    return Operation(
+        name=name,
+        place=place,
+        function=function,
+        contract=contract,
+        input=takes[0].name if takes else None,
+        lone=lone_model([p for p in parameters if p not in takes], contract.hints),
+        streams=streams,
+        items=items,
+        result=result,
+    )
+
+
+def _without_self(contract: Contract, place: str) -> Contract:
+    signature, hints, description = contract
+    parameters = list(signature.parameters.values())
+    if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise TypeError(f"{place}{signature} has no `self`")
+    if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        return contract  # it is refused for that
+    hints.pop(parameters[0].name, None)
+    return Contract(signature.replace(parameters=parameters[1:]), hints, description)
+
+
+def _check_parameters(place: str, parameters: list[inspect.Parameter], contract: Contract) -> None:
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(f"{place}: *{parameter.name} cannot be sent; name the parameters")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise TypeError(
+                f"{place}: {parameter.name!r} cannot be positional-only, because parameters are "
+                "sent by name"
+            )
+        hint = contract.hints.get(parameter.name, Any)
+        if is_a(hint, Stream):
+            raise TypeError(
+                f"{place}: {parameter.name!r} is filled in where the method is served, so it is no "
+                "part of the interface; the caller's side is `def ... -> StreamCall[item, result]`"
+            )
+        if hint is not Any and not is_a(hint, *TAKES):
+            adapter_of(place, hint)  # what cannot be validated cannot be served
+
+
+def _returned(place: str, function: types.FunctionType, hint: Any) -> tuple[bool, Any, Any]:
+    """Return whether a method streams, the type of the items and the type of the result."""
+    in_the_end = called(function)
+    streams = is_a(hint, *TAKES, StreamCall)
+    if inspect.iscoroutinefunction(in_the_end):
+        if streams:
+            raise TypeError(
+                f"{place} is declared `async def` and returns a stream, which would be a coroutine "
+                f"of a stream; declare it `def {function.__name__}(...) -> AsyncIterator[...]`"
+            )
+        return False, Any, Any if isinstance(hint, TypeVar) else hint
+    if is_a(hint, collections.abc.AsyncGenerator):
+        raise TypeError(
+            f"{place} is to be annotated AsyncIterator[...]: nothing can be sent into a generator "
+            "of the peer"
+        )
+    if not streams and not (hint is Any and inspect.isasyncgenfunction(in_the_end)):
+        raise TypeError(
+            f"{place} is a plain `def` that returns {shown(hint)}; declare it `async def`, or as a "
+            "stream: `def ... -> AsyncIterator[...]`"
+        )
+    if not is_a(hint, StreamCall):
+        return True, item_of(hint), type(None)
+    items, result = get_args(shown(hint)) or (Any, Any)
+    return True, items, result

@@ -1,0 +1,77 @@
+"""Mistakes of callers and implementers: mypy --strict and pyright see each that is marked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from conduit import Client, Server, StreamCall, options
+
+
+class Calculator(Protocol):
+    async def add(self, a: int, b: int = 0) -> int: ...
+
+    def count(self, to: int) -> AsyncIterator[int]: ...
+
+    async def declared_wrongly(self) -> AsyncIterator[int]: ...
+
+    async def total(self, numbers: AsyncIterator[int]) -> float: ...
+
+    def train(self, rounds: int) -> StreamCall[int, str]: ...
+
+
+class Store(ABC):
+    @abstractmethod
+    async def read(self, key: str) -> bytes: ...
+
+    @abstractmethod
+    def keys(self) -> AsyncIterator[str]: ...
+
+
+async def words() -> AsyncIterator[str]:
+    yield "word"
+
+
+async def call(client: Client) -> None:
+    calculator = client.rpc.bind(Calculator)
+    await calculator.add("1")  # expect: the type of an argument
+    await calculator.add()  # expect: an argument is missing
+    await calculator.add(1, 2, 3)  # expect: one argument too many
+    await calculator.add(1, c=2)  # expect: no such parameter
+    await calculator.subtract(1, 2)  # expect: no such method
+    text: str = await calculator.add(1, 2)  # expect: the type of the result
+    text.upper()
+    await calculator.count(3)  # expect: a stream is not awaited
+    async for number in calculator.count("3"):  # expect: the type of an argument
+        number.upper()  # expect: the type of an item
+    async for _ in calculator.declared_wrongly():  # expect: a coroutine of a stream
+        pass
+    await calculator.total([1, 2, 3])  # expect: a list is data and no stream
+    await calculator.total(words())  # expect: the type of the items
+    async with calculator.train(3) as run:
+        (await run.result()).hex()  # expect: the type of the result
+
+
+async def call_with_options(client: Client) -> None:
+    calculator = client.rpc.bind(Calculator)
+    options(calculator, timeout="2")  # expect: seconds are a number
+    options(calculator, key="1")  # expect: no such option
+    await options(calculator, timeout=2).add("1")  # expect: options change no type
+
+
+async def bind(client: Client) -> None:
+    client.rpc.bind(5)  # expect: no class
+    store: Store = client.rpc.bind(Calculator)  # expect: another interface
+    await store.read("key")
+
+
+class Memory(Store):
+    async def read(self, key: int) -> bytes:  # expect: another type than the interface has
+        return bytes(key)
+
+
+def serve(server: Server) -> None:
+    server.serve(Store, Memory())  # expect: keys() is missing
+    server.serve(Store)  # expect: nobody implements it
+    server.serve("Store", object())  # expect: no class

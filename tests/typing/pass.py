@@ -1,0 +1,131 @@
+"""What people write against typed clients; neither mypy --strict nor pyright may complain."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from typing_extensions import assert_type
+
+from conduit import Client, Connection, Response, Server, Stream, StreamCall, options
+
+
+@dataclass
+class Progress:
+    done: int
+
+
+class Calculator(Protocol):
+    async def add(self, a: int, b: int = 0) -> int: ...
+
+    async def cached(self, key: str) -> Response[str]: ...
+
+    def count(self, to: int) -> AsyncIterator[int]: ...
+
+    async def total(self, numbers: AsyncIterator[int], *, digits: int = 2) -> float: ...
+
+    def translate(self, words: AsyncIterator[str]) -> AsyncIterator[str]: ...
+
+    def train(self, rounds: int) -> StreamCall[Progress, str]: ...
+
+
+class Store(ABC):
+    @abstractmethod
+    async def read(self, key: str) -> bytes | None: ...
+
+    @abstractmethod
+    def keys(self) -> AsyncIterator[str]: ...
+
+
+class Memory(Store):
+    """An implementation is an interface as well."""
+
+    async def read(self, key: str) -> bytes | None:
+        return key.encode() or None
+
+    async def keys(self) -> AsyncIterator[str]:
+        yield "a"
+
+
+class CalculatorService:
+    async def add(self, a: int, b: int = 0) -> int:
+        return a + b
+
+    async def cached(self, key: str, connection: Connection) -> Response[str]:
+        return Response(key, {"from": connection.name})
+
+    async def count(self, to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+
+    async def total(self, numbers: AsyncIterator[int], *, digits: int = 2) -> float:
+        return round(float(sum([number async for number in numbers])), digits)
+
+    async def translate(self, words: AsyncIterator[str]) -> AsyncIterator[str]:
+        async for word in words:
+            yield word.upper()
+
+    async def train(self, rounds: int, stream: Stream[Progress]) -> str:
+        for done in range(rounds):
+            await stream.send(Progress(done))
+        return "the model"
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+async def words() -> AsyncIterator[str]:
+    yield "word"
+
+
+def serve(server: Server, client: Client) -> None:
+    server.serve(Calculator, CalculatorService())
+    client.serve(Calculator, CalculatorService())
+    server.serve(Store, Memory())
+    server.serve(Memory, Memory())
+
+
+async def call(client: Client, connection: Connection) -> None:
+    calculator = client.rpc.bind(Calculator)
+    assert_type(calculator, Calculator)
+    assert_type(connection.rpc.bind(Calculator), Calculator)
+    assert_type(await calculator.add(1, b=2), int)
+    assert_type(await calculator.add(1), int)
+    assert_type((await calculator.cached("key")).value, str)
+    async for number in calculator.count(3):
+        assert_type(number, int)
+    assert_type(await anext(calculator.count(3)), int)
+    assert_type(await calculator.total(numbers(), digits=1), float)
+    async for word in calculator.translate(words()):
+        assert_type(word, str)
+    async with calculator.train(3) as run:
+        async for progress in run:
+            assert_type(progress, Progress)
+        assert_type(await run.result(), str)
+
+    quick = options(calculator, timeout=2)
+    assert_type(quick, Calculator)
+    assert_type(await options(quick, timeout=None).add(1), int)
+
+    store = client.rpc.bind(Store)
+    assert_type(store, Store)
+    assert_type(await store.read("key"), bytes | None)
+    assert_type([key async for key in store.keys()], list[str])
+    assert_type(client.rpc.bind(Memory), Memory)
+
+
+class Desk:
+    """Calls by way of an interface, so it can be given anything that has its methods."""
+
+    def __init__(self, calculator: Calculator) -> None:
+        self.calculator = calculator
+
+    async def three(self) -> int:
+        return await self.calculator.add(1, 2)
+
+
+def desk(client: Client) -> Desk:
+    return Desk(client.rpc.bind(Calculator))
