@@ -469,6 +469,23 @@ async def test_a_thread_is_told(kind: str, why: str, caller_is_client: bool) -> 
         await until(nothing_left)
 
 
+async def test_a_handler_that_closes_its_connection_still_knows_whose_it_was() -> None:
+    async with Pair() as pair:
+        known: list[Any] = []
+
+        @pair.server.rpc
+        async def leave(connection: Connection) -> None:
+            try:
+                await connection.close()
+            finally:
+                known.append(Context.current().connection is connection)
+
+        call = pair.client.start("leave")
+        await until(lambda: known)
+        await asyncio.gather(call, return_exceptions=True)
+        assert known == [True]
+
+
 async def test_the_thread_of_a_message_is_told_that_the_connection_is_lost() -> None:
     async with Pair() as pair:
         entered, gone, outcome = threading.Event(), threading.Event(), list[Any]()
