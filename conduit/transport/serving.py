@@ -145,7 +145,7 @@ class Serving:
         debug: bool,
     ) -> None:
         self._loop = loop
-        self._connection = connection
+        self._connection: Any = connection
         self._routes = routes
         self._methods = routes.methods
         self._outlet = outlet

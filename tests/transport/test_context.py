@@ -469,6 +469,42 @@ async def test_a_thread_is_told(kind: str, why: str, caller_is_client: bool) -> 
         await until(nothing_left)
 
 
+async def test_a_handler_that_closes_its_connection_still_knows_whose_it_was() -> None:
+    async with Pair() as pair:
+        known: list[Any] = []
+
+        @pair.server.rpc
+        async def leave(connection: Connection) -> None:
+            try:
+                await connection.close()
+            finally:
+                known.append(Context.current().connection is connection)
+
+        call = pair.client.start("leave")
+        await until(lambda: known)
+        await asyncio.gather(call, return_exceptions=True)
+        assert known == [True]
+
+
+async def test_the_thread_of_a_message_is_told_that_the_connection_is_lost() -> None:
+    async with Pair() as pair:
+        entered, gone, outcome = threading.Event(), threading.Event(), list[Any]()
+
+        @pair.server.on("news")
+        def news(connection: Connection, message: Any, context: Context) -> None:
+            entered.set()
+            wait_and_ask(context, gone, outcome)
+
+        await pair.client.connection.send("news")
+        await until(entered.is_set)
+        pair.client.link.cut()
+        await until(lambda: pair.server.connection.closed)
+        gone.set()
+        await until(lambda: outcome)
+        assert isinstance(outcome[0], CallCancelled)
+        await until(nothing_left)
+
+
 async def test_the_deadline_tells_before_the_loop_does(clock: Clock) -> None:
     """The loop may be busy; the thread has a clock of its own."""
     async with Pair() as pair:
