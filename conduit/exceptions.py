@@ -57,16 +57,6 @@ __all__ = [
 ]
 
 
-def _own_fields(cls: type[RPCError]) -> list[str]:
-    """Return the attributes that an error of the application declares by annotations."""
-    taken = ("code", "message", "details", *cls._fields)
-    return [
-        name
-        for name, hint in inspect.get_annotations(cls).items()
-        if name not in taken and "ClassVar" not in str(hint) and name not in cls.__dict__
-    ]
-
-
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
@@ -201,7 +191,10 @@ class RPCError(ConduitError):
                 f"give {cls.__qualname__} a class attribute `code` of its own"
             )
         cls._registry[cls.code] = cls
-        cls._fields = (*cls._fields, *_own_fields(cls))
+        taken = ("code", "message", "details", *cls._fields, *cls.__dict__)
+        hints = inspect.get_annotations(cls)
+        own = (name for name, hint in hints.items() if "ClassVar" not in str(hint))
+        cls._fields = (*cls._fields, *(name for name in own if name not in taken))
 
     @property
     def retryable(self) -> bool:

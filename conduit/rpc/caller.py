@@ -247,7 +247,8 @@ class Caller:
         """
         # `use` changes what these two call.
         bound: Any = bound_class(interface)(
-            lambda *request: self._call(*request), lambda *request: self._stream(*request)
+            lambda *request: self._call(*request),  # pyright: ignore[reportUnknownLambdaType]
+            lambda *request: self._stream(*request),  # pyright: ignore[reportUnknownLambdaType]
         )
         return cast("T", bound)
 
