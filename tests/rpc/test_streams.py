@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from conduit import Connection, Stream
-from conduit.cli import signature
 from conduit.exceptions import InvalidParams
 from conduit.rpc.method import Method
+from conduit.signatures import signature
 
 T = TypeVar("T")
 
