@@ -34,6 +34,7 @@ LEFT_OUT = {
         "tests/test_debug_scripts.py",
         "tests/test_benchmarks.py",
         "tests/test_typing.py",
+        "tests/acceptance/test_blocking.py",
     ],
 }
 # Tests take free ports and their own temporary directories, so those that run at once do not meet.
