@@ -186,20 +186,25 @@ async def test_a_reset_behind_garbage_does_not_occupy_a_place() -> None:
             pass
 
 
+async def stop_while_accepting(turns: int) -> None:
+    """Stop a server so many turns of the loop after three sockets have knocked."""
+    server = new_server()
+    await server.start()
+    with contextlib.ExitStack() as socks:
+        for _ in range(3):
+            sock = socks.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(server.address)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await within(server.stop(), SOON)
+    await server.start()  # which is refused to a server that has stopped by halves
+    await server.stop()
+
+
 async def test_a_server_stops_while_sockets_are_being_accepted() -> None:
-    for turns in range(8):
-        server = new_server()
-        await server.start()
-        with contextlib.ExitStack() as socks:
-            for _ in range(3):
-                sock = socks.enter_context(socket.socket())
-                sock.setblocking(False)
-                sock.connect_ex(server.address)
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            await within(server.stop(), SOON)
-        await server.start()  # which is refused to a server that has stopped by halves
-        await server.stop()
+    # At the same time, because each waits a second for sockets that do not close.
+    await asyncio.gather(*(stop_while_accepting(turns) for turns in range(8)))
 
 
 class Cut:
