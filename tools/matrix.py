@@ -28,13 +28,19 @@ MEASURED = {"3.10", "3.13"}
 # What sees no event loop, or programs that bring their own, is run once for each Python: left out
 # of one of its two cells, so that both take about as long.
 LEFT_OUT = {
-    "asyncio": ["tests/protocol", "tests/test_scram.py", "tests/test_tls_material.py"],
+    "asyncio": [
+        "tests/protocol",
+        "tests/test_scram.py",
+        "tests/test_tls_material.py",
+        "tests/test_cli.py",
+    ],
     "uvloop": [
         "tests/test_demo.py",
         "tests/test_debug_scripts.py",
         "tests/test_benchmarks.py",
         "tests/test_typing.py",
         "tests/acceptance/test_blocking.py",
+        "tests/acceptance/test_quickstart.py",
     ],
 }
 # Tests take free ports and their own temporary directories, so those that run at once do not meet.
