@@ -31,7 +31,7 @@ check: ## format, lint, types, and that imports go down only
 	@# pyright runs on node; where there is none, the one that pip can install does
 	@command -v node >/dev/null || $(VENV)/bin/pip install -q --disable-pip-version-check 'pyright[nodejs]'
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
-	$(VENV)/bin/python -m pytest -q tests/test_layers.py
+	$(VENV)/bin/python -m pytest -q tests/test_layers.py tests/test_typing.py
 
 format: ## put the code into the form that check wants
 	@$(ENVIRONMENT) dev

