@@ -426,7 +426,8 @@ def test_it_works_beside_a_loop_that_runs_in_the_same_thread(client: blocking.Cl
 
 
 def test_the_loop_is_the_one_that_was_asked_for(hub: Hub) -> None:
-    uvloop = pytest.importorskip("uvloop")
+    import uvloop
+
     for fields, name in ({}, "asyncio"), ({"loop_factory": uvloop.new_event_loop}, "uvloop"):
         client = hub.client(**fields)
 
