@@ -60,6 +60,7 @@ _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
 _CANCEL: Final = word(FrameType.CANCEL, SEQUENCED)
 _NEVER: Final = math.inf
 FEW: Final = 4
+"""Calls in flight up to which the first of several is written by itself."""
 LEAST_SHARE: Final = 8
 """Frames that are worth a write of their own."""
 _PREFIXES: Final = 1024
