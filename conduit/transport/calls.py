@@ -354,7 +354,7 @@ class Calls:
                     f"{method!r} waited {seconds} s for one of {self._limit} call slots",
                     details={"retryable": True, "executed": False},
                 ) from None
-            if len(self._pending) < self._limit and not outlet.blocked and outlet.closed is None:
+            if len(self._pending) < self._limit and not outlet.blocked:
                 return
             again = True
 

@@ -222,12 +222,7 @@ class Messages:
             again = True
 
     def _has_room(self) -> bool:
-        return (
-            self._count > 0
-            and self._bytes > 0
-            and not self._outlet.blocked
-            and self._outlet.closed is None
-        )
+        return self._count > 0 and self._bytes > 0 and not self._outlet.blocked
 
     def _put(self, id: int, payload: bytes) -> None:
         self._spend_credit(payload)
