@@ -4,9 +4,9 @@ Frames are collected and written together: at 64 frames, at the end of a batch o
 or else when the event loop has run what is ready. A write costs a hundred times as much as a frame.
 
 Two things stop a sender. The link is paused when its buffer is full, and the outbox is `full` when
-the peer does not acknowledge; `blocked` is either of them, or the end. Answers only wait for the outbox, since
-they have nobody who could wait. Reading never stops: two peers that stop reading until they can
-write would wait for each other for ever.
+the peer does not acknowledge; `blocked` is either of them, or the end. Answers only wait for the
+outbox, since they have nobody who could wait. Reading never stops: two peers that stop reading
+until they can write would wait for each other for ever.
 """
 
 from __future__ import annotations
