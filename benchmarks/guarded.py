@@ -45,7 +45,7 @@ class MemoryLink:
         self._loop = loop
 
     def write(self, data: bytes) -> None:
-        self._loop.call_soon(self.peer.receive, data)
+        self._loop.call_soon(self.peer.inlet.receive, data)
 
     def unsent(self) -> int:
         return 0

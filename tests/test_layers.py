@@ -42,10 +42,11 @@ LAYERS = [
     {
         "transport.messages",
         "transport.background",
+        "transport.pings",
         "transport.stream_call",
         "transport.thread_items",
     },
-    {"transport.streaming"},
+    {"transport.inlet", "transport.streaming"},
     {"rpc.contract", "rpc.validation"},
     {"rpc.streams"},
     {"rpc.interface"},

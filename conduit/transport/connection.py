@@ -1,22 +1,20 @@
 """One peer, whichever side it is on: what users see of a connection, and where its parts meet.
 
-    link -> receive -> CNDT.receive -> Calls, Serving or Messages -> Outlet -> CNDT.take -> link
+    link -> Inlet -> CNDT.receive -> Calls, Serving or Messages -> Outlet -> CNDT.take -> link
 
 A connection does not own the socket. It is given a link, and everything that must outlive one
-(calls, handlers, messages, the session) hangs here. Data arrives by `receive`, which handles a
-whole batch of frames and writes once; nothing runs between batches but one heartbeat timer per
-loop.
+(calls, handlers, messages, the session) hangs here. Nothing runs between two batches of frames but
+one heartbeat timer per loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any, Protocol
 
-from ..exceptions import ConnectionClosed, Overloaded, ProtocolError, RPCError, Unavailable
-from ..protocol.cndt import CNDT, State
+from ..exceptions import ConnectionClosed, ProtocolError, Unavailable
+from ..protocol.cndt import CNDT
 from ..protocol.events import (
     Acknowledged,
     Broken,
@@ -29,13 +27,15 @@ from ..protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from ..protocol.frames import REPLY, CloseCode, FrameType, Payload
+from ..protocol.frames import CloseCode, FrameType, Payload
 from ..protocol.session import Session
 from ..rpc.caller import Caller, convert
 from .calls import DEFAULT, Calls, Default, Headers, Params, closed_again
+from .inlet import Inlet
 from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
 from .outlet import Link, Outlet
+from .pings import Pings
 from .pulse import Pulse
 from .serving import Routes, Serving
 from .settings import Settings
@@ -53,10 +53,6 @@ CANCEL_TIME = 1.0
 
 CONNECTING, ACCEPTING = 1, 2
 """The first correlation id of either side."""
-
-_RESPONSE = int(FrameType.RPC_RESPONSE)
-_REQUEST = int(FrameType.RPC_REQUEST)
-_MESSAGE = int(FrameType.MESSAGE)
 
 
 class Owner(Protocol):
@@ -86,7 +82,6 @@ class Connection:
     """
 
     __slots__ = (
-        "_acknowledging",
         "_calls",
         "_ended",
         "_error",
@@ -106,12 +101,12 @@ class Connection:
         "_stream_window",
         "_streams",
         "_sweep",
-        "_wire_log",
         "__weakref__",
         "address",
         "call",
         "id",
         "identity",
+        "inlet",
         "name",
         "rpc",
         "state",
@@ -171,15 +166,23 @@ class Connection:
             window=settings.capabilities.window,
             backpressure=settings.backpressure,
         )
-        self._acknowledging = False
         self._pulse = Pulse(*settings.heartbeat)
-        self._pings: dict[int, asyncio.Future[None]] | None = None
+        self.inlet = Inlet(
+            loop,
+            self,
+            shared,
+            self._outlet,
+            self._pulse,
+            self._calls,
+            self._serving,
+            self._messages,
+        )
+        self._pings: Pings | None = None
         self._error: ConnectionClosed | None = None
         self._opened = False
         self._linked = False
         self._polite = False
         self._ended: asyncio.Event | None = None
-        self._wire_log: WireLog | None = None
         self.address = address
         self.id = ""
         self.identity = ""
@@ -267,22 +270,9 @@ class Connection:
             raise closed_again(self._error)
         if not self._opened:
             raise RuntimeError("the peer cannot be pinged before it is in")
-        if not self._protocol.may_ping():
-            raise Overloaded("50 pings within 10 s are the most that are sent")
         if self._pings is None:
-            self._pings = {}
-        id = self._protocol.session.sent << 8 | len(self._pings) & 0xFF
-        while id in self._pings:
-            id += 1
-        self._pings[id] = answer = self._loop.create_future()
-        started = time.perf_counter()  # the loop's clock may stand still within one turn
-        self._protocol.ping(id)
-        self._outlet.flush()
-        try:
-            await answer
-        finally:
-            self._pings.pop(id, None)
-        return time.perf_counter() - started
+            self._pings = Pings(self._loop, self._outlet)
+        return await self._pings.ping()
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close the connection: what was sent still arrives, calls in flight fail.
@@ -475,8 +465,8 @@ class Connection:
         self._outlet.use(link)
         self._shared.join(self)
         if logging.getLogger("conduit.wire").isEnabledFor(logging.DEBUG):
-            self._wire_log = WireLog(self.address)
-            self._outlet.watch = self._wire_log.sent
+            self.inlet.watch = WireLog(self.address)
+            self._outlet.watch = self.inlet.watch.sent
         self._outlet.flush()
 
     def link_ended(self) -> None:
@@ -500,6 +490,7 @@ class Connection:
         if not self._linked and not self.handling:
             self._streams = None
             self._outlet.forget()
+            self.inlet.forget()
             self._serving.forget()
             self._sweep.forget()
             self.rpc.use(self.call, self._calls.refuse_stream)
@@ -524,102 +515,9 @@ class Connection:
         """Let senders go on."""
         self._outlet.resume()
 
-    def buffer(self) -> memoryview:
-        """Return where the rest of the large frame that is under way is to be read to."""
-        buffer = self._protocol.buffer()
-        assert buffer is not None
-        return buffer
+    # What the inlet calls.
 
-    def buffer_filled(self, count: int) -> bool:
-        """Take bytes that were read to `buffer()`; see `receive`."""
-        self._pulse.heard = True
-        if self._wire_log is not None:
-            self._wire_log.received(bytes((self._protocol.buffer() or b"")[:count]))
-        events = self._protocol.buffer_filled(count)
-        if events:
-            self._handle(events)
-            payload = events[0][3] if type(events[0]) is tuple else None
-            if isinstance(payload, memoryview) and isinstance(payload.obj, bytearray):
-                self._shared.recycle(memoryview(payload.obj))
-        if self._protocol.ack_due and not self._acknowledging:
-            self._acknowledge_later()
-        return self._protocol.large is not None
-
-    def receive(self, data: bytes) -> bool:
-        """Take bytes from the peer: handle all that they complete, then write once.
-
-        Returns:
-            Whether what comes next is to be read to `buffer()`, and told to `buffer_filled`.
-        """
-        self._pulse.heard = True
-        if self._wire_log is not None:
-            self._wire_log.received(data)
-        protocol = self._protocol
-        self._handle(protocol.receive(data))
-        if protocol.ack_due and not self._acknowledging:
-            self._acknowledge_later()
-        return protocol.large is not None
-
-    def _acknowledge_later(self) -> None:
-        self._acknowledging = True
-        self._shared.acknowledge_later(self)
-
-    def _handle(self, events: list[Event]) -> None:
-        outlet, calls, serving = self._outlet, self._calls, self._serving
-        handling = serving.handling
-        flushes, resolved, entered = outlet.cork(), False, False
-        try:
-            for event in events:
-                if type(event) is not tuple:
-                    self._happened(event)
-                    continue
-                kind, flags, id, payload = event
-                if kind == _RESPONSE:
-                    if calls.answered(id, payload):
-                        resolved = True
-                    continue
-                if self._error is not None:
-                    break  # closed by a handler of this batch: nobody would get the answers
-                if not entered:
-                    entered = True
-                    handling.enter(serving)
-                if kind == _REQUEST:
-                    serving.request(id, payload)
-                elif kind == _MESSAGE:
-                    if flags & REPLY and id:
-                        resolved |= calls.replied(id, payload)
-                    else:
-                        self._messages.receive(flags, id, payload)
-                else:
-                    resolved |= self._handle_rarer(kind, id, payload)
-        except ProtocolError as exc:
-            self.fail(exc, exc.close_code, str(exc))
-        except RPCError as exc:
-            self.fail(exc, CloseCode.BAD_PAYLOAD, str(exc))
-        finally:
-            if entered:
-                handling.leave()
-            if resolved:
-                self._write_with_callers(len(events))
-            elif flushes:
-                outlet.flush()
-
-    def _write_with_callers(self, events: int) -> None:
-        """Write together with what the callers send next whose answers have just come.
-
-        They are ready to run, so that takes no further turn of the loop.
-        """
-        outlet = self._outlet
-        share = self._calls.share(events) if events > 1 else 0
-        if share:
-            outlet.flush_frames = outlet.protocol.due = share
-            self._loop.call_soon(outlet.flush)
-        else:  # there is too little to be put together, so what comes next is written at once
-            if outlet.protocol.urgent:
-                outlet.flush()
-            outlet.protocol.due = 0
-
-    def _handle_rarer(self, type: int, id: int, payload: Payload) -> bool:
+    def rarer(self, type: int, id: int, payload: Payload) -> bool:
         """Handle the frames that are seldom; True when a caller can go on."""
         if type == FrameType.RPC_ERROR:
             return self._calls.refused(id, payload)
@@ -632,13 +530,13 @@ class Connection:
             self._streams.receive(type, id, payload)
         return False
 
-    def _happened(self, event: Event) -> None:
+    def happened(self, event: Event) -> None:
+        """Handle what is no frame: the login, the end, what the peer has acknowledged."""
         if isinstance(event, Acknowledged):
             self._outlet.acknowledged()
         elif isinstance(event, Ponged):
-            answer = self._pings.get(event.id) if self._pings else None
-            if answer is not None and not answer.done():
-                answer.set_result(None)
+            if self._pings is not None:
+                self._pings.ponged(event.id)
         elif isinstance(event, Closed):
             told = f"closed by the peer: {event.reason or 'no reason given'}"
             self._polite = event.code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
@@ -701,14 +599,6 @@ class Connection:
             logger.warning("%r: %s", self, reason)
             self._close(ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT), abort=True)
 
-    def acknowledge(self) -> None:
-        """Tell the peer what has arrived, if no other ACK did so in the meantime."""
-        self._acknowledging = False
-        session = self._protocol.session
-        if session.reported != session.received and self._protocol.state is State.OPEN:
-            self._protocol.acknowledge()
-            self._outlet.flush_soon()
-
     def _close(
         self, error: ConnectionClosed, cause: Exception | None = None, *, abort: bool = False
     ) -> None:
@@ -730,9 +620,8 @@ class Connection:
         self._calls.fail(error)
         if self._streams is not None:
             self._streams.fail(error)
-        for answer in (self._pings or {}).values():
-            if not answer.done():
-                answer.set_exception(closed_again(error))
+        if self._pings is not None:
+            self._pings.fail(error)
         self._owner.ended(self, cause or error)
 
 

@@ -28,7 +28,16 @@ class SocketLink(asyncio.BufferedProtocol):
         connect: Makes the connection once the socket, and TLS if there is any, is ready.
     """
 
-    __slots__ = ("_connect", "_connection", "_large", "_slab", "_transport", "_watch", "_writable")
+    __slots__ = (
+        "_connect",
+        "_connection",
+        "_inlet",
+        "_large",
+        "_slab",
+        "_transport",
+        "_watch",
+        "_writable",
+    )
 
     def __init__(
         self, shared: Shared, connect: Callable[[SocketLink, asyncio.Transport], Connection]
@@ -46,18 +55,19 @@ class SocketLink(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._connection = self._connect(self, self._transport)
+        self._inlet = self._connection.inlet
         self._connection.link_made(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to read to."""
-        return self._connection.buffer() if self._large else self._slab
+        return self._inlet.buffer() if self._large else self._slab
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
         if self._large:
-            self._large = self._connection.buffer_filled(nbytes)
+            self._large = self._inlet.buffer_filled(nbytes)
         else:
-            self._large = self._connection.receive(bytes(self._slab[:nbytes]))
+            self._large = self._inlet.receive(bytes(self._slab[:nbytes]))
 
     def eof_received(self) -> bool:
         """End the connection: nobody uses half of one.

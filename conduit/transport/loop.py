@@ -37,6 +37,11 @@ class Member(Protocol):
     @property
     def interval(self) -> float: ...
     def beat(self, now: float, *, judge: bool) -> None: ...
+
+
+class Acknowledging(Protocol):
+    """What has taken something in that its peer does not know of yet."""
+
     def acknowledge(self) -> None: ...
 
 
@@ -72,7 +77,7 @@ class Shared:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.members: set[Member] = set()
-        self._unacknowledged: list[Member] = []
+        self._unacknowledged: list[Acknowledging] = []
         self._beat_timer: asyncio.TimerHandle | None = None
         self._period = 0.0
         self._due = 0.0
@@ -126,16 +131,16 @@ class Shared:
         for member in tuple(self.members):
             member.beat(now, judge=judge)
 
-    def acknowledge_later(self, member: Member) -> None:
-        """Have `member.acknowledge()` called within `ACK_DELAY`."""
+    def acknowledge_later(self, inlet: Acknowledging) -> None:
+        """Have `inlet.acknowledge()` called within `ACK_DELAY`."""
         if not self._unacknowledged:
             self._loop.call_later(ACK_DELAY, self._acknowledge_all)
-        self._unacknowledged.append(member)
+        self._unacknowledged.append(inlet)
 
     def _acknowledge_all(self) -> None:
-        members, self._unacknowledged = self._unacknowledged, []
-        for member in members:
-            member.acknowledge()
+        inlets, self._unacknowledged = self._unacknowledged, []
+        for inlet in inlets:
+            inlet.acknowledge()
 
     def allocate(self, size: int) -> memoryview:
         """Return a buffer of at least `size` bytes for a large frame."""

@@ -279,12 +279,12 @@ class MemoryLink:
         try:
             while view and not self.lost:
                 if not self._large:
-                    self._large = self.connection.receive(bytes(view))
+                    self._large = self.connection.inlet.receive(bytes(view))
                     return
-                place = self.connection.buffer()
+                place = self.connection.inlet.buffer()
                 count = min(len(place), len(view))
                 place[:count] = view[:count]
-                self._large = self.connection.buffer_filled(count)
+                self._large = self.connection.inlet.buffer_filled(count)
                 view = view[count:]
         except Exception:
             self.abort()  # as a transport does when its protocol fails; and the loop reports it

@@ -349,7 +349,9 @@ async def test_a_silent_peer_is_given_up(caplog: pytest.LogCaptureFixture) -> No
 async def test_any_byte_is_a_sign_of_life() -> None:
     async with Pair(server=settings(heartbeat=(10.0, 30.0))) as pair:
         beat(pair.client, 0)
-        pair.client.connection.receive(b"CNDT")  # the beginning of a frame that takes its time
+        pair.client.connection.inlet.receive(
+            b"CNDT"
+        )  # the beginning of a frame that takes its time
         beat(pair.client, 29, 58)
         assert not pair.client.connection.closed
         beat(pair.client, 60)
