@@ -16,6 +16,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from conduit import ClientDescriptor, ServerDescriptor
+from conduit.exceptions import ConnectionClosed
 from conduit.protocol.login import ClientLogin, ServerLogin
 from conduit.protocol.session import Session
 from conduit.rpc.router import Router
@@ -53,7 +54,10 @@ class MemoryLink:
     def finish(self) -> None:
         self._loop.call_soon(self.peer.link_lost, None)
 
-    abort = finish
+    abort = abandon = finish
+
+    def carry(self, connection: Connection) -> None:
+        """Nothing is lost here, so there is no other connection to carry."""
 
 
 class Owner:
@@ -63,11 +67,18 @@ class Owner:
         self.open = asyncio.get_running_loop().create_future()
 
     def asked(self, connection: Connection, event: Any) -> None:
+        connection.keeps = 30.0
         connection.introduce(Session(bytes(16), bytes(8)))
         connection.welcome("guard", "1")
 
     def opened(self, connection: Connection) -> None:
         self.open.set_result(None)
+
+    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """Nobody is told."""
+
+    def returned(self, connection: Connection) -> None:
+        """Nobody is told."""
 
     def ended(self, connection: Connection, error: Exception) -> None:
         """Nobody is told."""

@@ -140,15 +140,31 @@ class Client:
     @overload
     def on_disconnect(self) -> Callable[[F], F]: ...
     def on_disconnect(self, function: Any = None) -> Any:
-        """Register a hook `(client, reason)` that runs whenever the connection ends."""
+        """Register a hook `(client, reason)` that runs whenever the connection is lost or ends."""
         return self._hook(self._client.on_disconnect, function)
+
+    @overload
+    def on_resume(self, function: F) -> F: ...
+    @overload
+    def on_resume(self) -> Callable[[F], F]: ...
+    def on_resume(self, function: Any = None) -> Any:
+        """Register a hook `(client)` that runs when the session goes on; nothing is lost."""
+        return self._hook(self._client.on_resume, function)
+
+    @overload
+    def on_lost(self, function: F) -> F: ...
+    @overload
+    def on_lost(self) -> Callable[[F], F]: ...
+    def on_lost(self, function: Any = None) -> Any:
+        """Register a hook `(client, reason)` that runs when the session cannot go on."""
+        return self._hook(self._client.on_lost, function)
 
     @overload
     def on_reconnect(self, function: F) -> F: ...
     @overload
     def on_reconnect(self) -> Callable[[F], F]: ...
     def on_reconnect(self, function: Any = None) -> Any:
-        """Register a hook `(client)` that runs after a connection was made again."""
+        """Register a hook `(client)` that runs after a new session was made with the server."""
         return self._hook(self._client.on_reconnect, function)
 
     def _hook(self, register: Callable[[Any], Any], function: Any) -> Any:

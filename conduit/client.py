@@ -14,14 +14,14 @@ from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 from .descriptors import TLS, Address, ClientDescriptor, reveal
 from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError, Unavailable
 from .hooks import Hooks
-from .protocol.events import KeysNeeded, VerifierNeeded, WelcomeNeeded
+from .protocol.events import KeysNeeded, Resumed
 from .protocol.frames import CloseCode
 from .protocol.login import ClientLogin
 from .rpc.caller import Caller
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.calls import DEFAULT, Default, closed_again
-from .transport.connection import CONNECTING, Connection, outlast_links
+from .transport.connection import CONNECTING, Connection, Question, outlast_links
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
 from .transport.listeners import connect
@@ -117,10 +117,13 @@ class Client:
         self._hooks = Hooks(logger)
         self._background = Background(logger)
         self._connection: Connection | None = None
+        self._joining: Connection | None = None
         self._login: asyncio.Future[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
         self._reason: ConnectionClosed | None = None
+        self._announced = False
+        self._loss_told: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] | None = None
         self._failures = 0
         self._ready_since = 0.0
@@ -164,18 +167,42 @@ class Client:
     @overload
     def on_disconnect(self) -> Callable[[F], F]: ...
     def on_disconnect(self, function: Any = None) -> Any:
-        """Register a hook `(client, reason)` that runs whenever the connection ends.
+        """Register a hook `(client, reason)` that runs whenever the connection is lost or ends.
 
-        `reason` is the `ConnectionClosed` that it ended with.
+        `reason` is the `ConnectionClosed` that says why. If the client connects again, what comes
+        next is `on_resume`, or `on_lost` and `on_reconnect`.
         """
         return self._hooks.decorator("disconnect", function)
+
+    @overload
+    def on_resume(self, function: F) -> F: ...
+    @overload
+    def on_resume(self) -> Callable[[F], F]: ...
+    def on_resume(self, function: Any = None) -> Any:
+        """Register a hook `(client)` that runs when the session goes on over another connection.
+
+        Nothing is lost: calls in flight go on, and what was sent in the meantime arrives.
+        """
+        return self._hooks.decorator("resume", function)
+
+    @overload
+    def on_lost(self, function: F) -> F: ...
+    @overload
+    def on_lost(self) -> Callable[[F], F]: ...
+    def on_lost(self, function: Any = None) -> Any:
+        """Register a hook `(client, reason)` that runs when the session cannot go on.
+
+        The server has restarted, or has forgotten the client. Calls in flight have failed, what was
+        sent and not acknowledged may be lost, and the server knows nothing of this client.
+        """
+        return self._hooks.decorator("lost", function)
 
     @overload
     def on_reconnect(self, function: F) -> F: ...
     @overload
     def on_reconnect(self) -> Callable[[F], F]: ...
     def on_reconnect(self, function: Any = None) -> Any:
-        """Register a hook `(client)` that runs after a connection was made again."""
+        """Register a hook `(client)` that runs after a new session was made with the server."""
         return self._hooks.decorator("reconnect", function)
 
     # Life.
@@ -319,16 +346,24 @@ class Client:
             )
             await login
         except BaseException as exc:
-            self._connection = None
-            self.rpc.use(self._offline.call, self._offline.stream)
             if connection is not None:
+                if connection is self._connection:
+                    self._use(None)
                 await connection.abort()
             if isinstance(exc, (ConnectionClosed, ProtocolError)):
                 raise _explained(exc, address) from exc
             raise
         finally:
-            self._login = None
+            self._joining = self._login = None
             login.cancel()
+
+    def _use(self, connection: Connection | None) -> None:
+        """Call through this connection from now on, or through none."""
+        self._connection = connection
+        if connection is None:
+            self.rpc.use(self._offline.call, self._offline.stream)
+        else:
+            self.rpc.use(connection.call, connection.stream)
 
     def _make_connection(
         self, transport: asyncio.Transport, address: Address, *, unbound: bool
@@ -344,6 +379,7 @@ class Client:
             first_id=CONNECTING,
             address=transport.get_extra_info("peername"),
         )
+        self._joining = connection
         protocol = connection.protocol
         binding = None
         tls = descriptor.tls
@@ -363,16 +399,18 @@ class Client:
                 min_iterations=descriptor.limits.min_iterations,
                 max_iterations=descriptor.limits.max_iterations,
                 compress=descriptor.enable_compression,
+                session=self._connection.session if self._connection is not None else None,
             )
         )
         return connection
 
     # What the connection calls.
 
-    def asked(
-        self, connection: Connection, event: VerifierNeeded | KeysNeeded | WelcomeNeeded
-    ) -> None:
+    def asked(self, connection: Connection, event: Question) -> None:
         """Go on with the login of a connection."""
+        if isinstance(event, Resumed):
+            self._resume(connection, event)
+            return
         assert isinstance(event, KeysNeeded)
         keys = known_keys(self._password(), event.salt, event.iterations)
         if keys is not None:
@@ -390,13 +428,38 @@ class Client:
             connection.flush()
 
     def opened(self, connection: Connection) -> None:
-        """The login is done."""
-        self._connection = connection
-        self.rpc.use(connection.call, connection.stream)
+        """Use the connection: the login is done."""
+        older = self._connection
+        if self.descriptor.reconnect_enabled:
+            connection.keeps = connection.protocol.peer.keeps
+        self._use(connection)
+        self._ready()
+        if older is not None:
+            reason = "the server has not kept the session"
+            older.fail(ConnectionClosed(reason), CloseCode.ABNORMAL, reason)
+
+    def _resume(self, connection: Connection, event: Resumed) -> None:
+        """Let the connection that has lost its link go on over the one that has logged in."""
+        older = self._connection
+        if older is None or not older.away:  # it has ended in the meantime
+            connection.fail(ConnectionClosed(reason := "the session is over"), 1000, reason)
+            return
+        self._ready()
+        older.take_over(connection, event.accepted, event.rest)
+
+    def _ready(self) -> None:
         self._offline.status = Status.READY
+        self._announced = False
         self._ready_since = asyncio.get_running_loop().time()
         if self._login is not None and not self._login.done():
             self._login.set_result(None)
+
+    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """Connect again: the link is lost, and the session is not."""
+        self._connect_again(reason, lost=False)
+
+    def returned(self, connection: Connection) -> None:
+        """Do nothing: who has connected again knows it."""
 
     def ended(self, connection: Connection, error: Exception) -> None:
         """The connection is over, or the login failed."""
@@ -404,44 +467,72 @@ class Client:
             # The server has closed as it should, and what it sent before is still being handled.
             self._background.start(connection.finish_messages(AFTERWARDS, None))
         if connection is self._connection:
-            self._connection = None
-            self.rpc.use(self._offline.call, self._offline.stream)
-            self._lost(connection)
-        elif self._login is not None and not self._login.done():
+            self._use(None)
+            if self.status is Status.RECONNECTING:  # it was away, for too long
+                self._tell_of_loss(connection)
+            else:
+                self._lost(connection.reason)
+        elif connection is self._joining and self._login is not None and not self._login.done():
             if isinstance(error, AuthenticationError) and error.code == "invalid_credentials":
                 forget_keys(self._password())
             self._login.set_exception(error)
-        elif self.status is Status.CLOSED and connection.id:
+        elif self.status is Status.READY and connection.id:  # another session has taken its place
+            self._tell_of_loss(connection)
+        elif self.status is Status.CLOSED and connection.id and not self._announced:
             self._tell_of_end(connection.reason)
 
-    def _lost(self, connection: Connection) -> None:
-        self._reason = reason = connection.reason
+    def _lost(self, reason: ConnectionClosed | None) -> None:
         assert reason is not None
         if self.descriptor.reconnect_enabled and reason.code not in _FINAL_CODES:
-            self._offline.status = Status.RECONNECTING
-            if asyncio.get_running_loop().time() - self._ready_since >= STEADY:
-                self._failures = 0
-            logger.warning("connection lost (%s); connecting again", reason)
-            self._reconnecting = self._background.start(self._reconnect(reason))
+            self._connect_again(reason, lost=True)
         else:
+            self._reason = reason
             self._end()
             self._tell_of_end(reason)
+
+    def _connect_again(self, reason: ConnectionClosed, *, lost: bool) -> None:
+        """Make another connection.
+
+        Args:
+            reason: Why there is none.
+            lost: Whether the session is over as well.
+        """
+        self._reason, self._announced = reason, True
+        self._offline.status = Status.RECONNECTING
+        if asyncio.get_running_loop().time() - self._ready_since >= STEADY:
+            self._failures = 0
+        logger.warning("connection lost (%s); connecting again", reason)
+        self._reconnecting = self._background.start(self._reconnect(reason, lost=lost))
 
     def _tell_of_end(self, reason: ConnectionClosed | None) -> None:
         if "disconnect" in self._hooks:
             self._background.start(self._hooks.tell("disconnect", self, reason))
 
-    async def _reconnect(self, reason: ConnectionClosed) -> None:
+    def _tell_of_loss(self, connection: Connection) -> None:
+        """Have `_reconnect` told of the session that is over, as soon as it may know."""
+        self._loss_told = self._background.start(self._hooks.tell("lost", self, connection.reason))
+
+    async def _reconnect(self, reason: ConnectionClosed, *, lost: bool) -> None:
+        away = self._connection
         await self._hooks.tell("disconnect", self, reason)
+        if lost:
+            await self._hooks.tell("lost", self, reason)
         if self.status is not Status.RECONNECTING:
             return  # a hook has disconnected the client for good
         try:
             await self._try_again()
         except Exception as exc:  # noqa: BLE001  # whatever it is, there is nobody to raise it to
             logger.error("giving up the connection: %s", exc)
+            if self._connection is not None:
+                self._connection.fail(reason, CloseCode.ABNORMAL, f"{reason}; {exc}")
             self._end()
-        else:
-            await self._hooks.tell("reconnect", self)
+            return
+        if away is not None and self._connection is away:
+            await self._hooks.tell("resume", self)
+            return
+        if self._loss_told is not None:
+            await asyncio.wait([self._loss_told])
+        await self._hooks.tell("reconnect", self)
 
     async def _try_again(self, *, pause: bool = True) -> None:
         """Connect after random pauses that grow with each failure ("full jitter")."""

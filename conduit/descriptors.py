@@ -99,6 +99,9 @@ class Limits(_Model):
         outbox_bytes: Unacknowledged bytes from which senders wait.
         login_timeout: Seconds from the connection to the end of the login, TLS included.
         max_pending_logins: Server only. Connections that may be logging in at the same time.
+        max_away: Server only. Sessions that are kept for clients which have lost their links; of
+            more than that the oldest end.
+        max_away_bytes: Server only. The same for what waits in them, in bytes.
         min_iterations: Client only. A server that asks for fewer PBKDF2 iterations is refused: it
             could crack the proof.
         max_iterations: Client only. A server that asks for more is refused: it only burns time.
@@ -113,6 +116,8 @@ class Limits(_Model):
     outbox_bytes: Annotated[int, Field(gt=0)] = 8 * 1024 * 1024
     login_timeout: Seconds = 10.0
     max_pending_logins: Annotated[int, Field(gt=0)] = 256
+    max_away: Annotated[int, Field(gt=0)] = 1000
+    max_away_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
     min_iterations: Annotated[int, Field(ge=4096)] = 100_000
     max_iterations: Annotated[int, Field(ge=4096)] = 2_000_000
 
@@ -199,6 +204,8 @@ class ServerDescriptor(_Model):
         heartbeat_timeout: Seconds of silence after which a peer counts as dead.
         enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
         enable_backpressure: Make senders wait when a peer does not keep up; False refuses them.
+        resume_ttl: Seconds for which the session of a client that has lost its link is kept: calls
+            go on, and what is sent waits for the client. 0 ends it at once.
         rpc_timeout: Default deadline in seconds of calls that the server makes; None for none.
         debug: Show callers the traceback of a handler that fails; for development only.
         tls: Certificates, or a context of your own; None serves plain TCP.
@@ -219,6 +226,7 @@ class ServerDescriptor(_Model):
     heartbeat_timeout: Seconds = 90.0
     enable_compression: bool = False
     enable_backpressure: bool = True
+    resume_ttl: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 30.0
     rpc_timeout: Seconds | None = 30.0
     debug: bool = False
     tls: TLS | ssl.SSLContext | None = None
@@ -277,7 +285,8 @@ class ClientDescriptor(_Model):
         name: What the client calls itself to the server.
         version: The version of the application.
         use_ipv6: Prefer IPv6 where a name has both kinds of address.
-        reconnect_enabled: Connect again after the link was lost.
+        reconnect_enabled: Connect again after the link was lost, and go on with the session if the
+            server still has it.
         reconnect_attempts: Attempts after a loss; 0 goes on for ever.
         reconnect_delay: Seconds within which the first attempt is made, at random; doubled for each
             further one, up to 30.

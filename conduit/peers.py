@@ -39,6 +39,8 @@ class Peers:
     async def find(self, identity: str, seconds: float) -> Connection:
         """Return the newest connection of an identity, and wait for one if there is none.
 
+        One that is away is only returned if there is no other.
+
         Raises:
             Unavailable: There was none for so many seconds.
         """
@@ -48,7 +50,7 @@ class Peers:
         if not connections:
             details = {"executed": False, "retryable": True}
             raise Unavailable(f"nobody is connected as {identity!r}", details=details)
-        return connections[-1]
+        return next((one for one in reversed(connections) if not one.away), connections[-1])
 
     async def _wait(self, identity: str, seconds: float) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

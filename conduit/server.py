@@ -13,16 +13,17 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast, overload
 
+from .away import Away
 from .descriptors import Address, ServerDescriptor
 from .exceptions import AuthenticationError, ConnectionClosed, RPCError
 from .hooks import Hooks
 from .peers import Peers
-from .protocol.events import KeysNeeded, VerifierNeeded, WelcomeNeeded
+from .protocol.events import RESUME, ResumeWanted, VerifierNeeded, WelcomeNeeded
 from .protocol.frames import HEADER, PRIORITY, CloseCode, FrameType, word
 from .protocol.session import Session
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.connection import ACCEPTING, Connection, outlast_links
+from .transport.connection import ACCEPTING, Connection, Question, outlast_links
 from .transport.link import SocketLink
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
@@ -68,6 +69,9 @@ class Server:
         self._hooks = Hooks(logger)
         self._connections: dict[str, Connection] = {}
         self._peers = Peers()
+        limits = self.descriptor.limits
+        self._away = Away(limits.max_away, limits.max_away_bytes)
+        self._telling: dict[Connection, asyncio.Task[None]] = {}
         self._joining: dict[Connection, asyncio.TimerHandle] = {}
         self._surplus: set[Connection] = set()
         self._epoch = secrets.token_bytes(8)
@@ -191,11 +195,32 @@ class Server:
         return self._hooks.decorator("client_connect", function)
 
     @overload
+    def on_client_away(self, function: F) -> F: ...
+    @overload
+    def on_client_away(self) -> Callable[[F], F]: ...
+    def on_client_away(self, function: Any = None) -> Any:
+        """Register a hook `(connection, reason)` that runs when a client has lost its link.
+
+        Its session is kept for `resume_ttl` seconds: what is sent to it waits, and so do calls.
+        Then comes `on_client_return` or `on_client_disconnect`. The hooks of one connection run one
+        after another.
+        """
+        return self._hooks.decorator("client_away", function)
+
+    @overload
+    def on_client_return(self, function: F) -> F: ...
+    @overload
+    def on_client_return(self) -> Callable[[F], F]: ...
+    def on_client_return(self, function: Any = None) -> Any:
+        """Register a hook `(connection)` that runs when a client goes on with its session."""
+        return self._hooks.decorator("client_return", function)
+
+    @overload
     def on_client_disconnect(self, function: F) -> F: ...
     @overload
     def on_client_disconnect(self) -> Callable[[F], F]: ...
     def on_client_disconnect(self, function: Any = None) -> Any:
-        """Register a hook `(connection, reason)` that runs once when a client has gone.
+        """Register a hook `(connection, reason)` that runs once when a client has gone for good.
 
         `reason` is the `ConnectionClosed` that the connection ended with.
         """
@@ -216,7 +241,7 @@ class Server:
 
     @property
     def connections(self) -> Mapping[str, Connection]:
-        """The clients that are logged in, by connection id."""
+        """The clients that are logged in, by connection id; `away` says who has lost the link."""
         return MappingProxyType(self._connections)
 
     async def peer(self, identity: str, *, wait: float = 0.0) -> Connection:
@@ -413,7 +438,8 @@ class Server:
             first_id=ACCEPTING,
             address=transport.get_extra_info("peername"),
         )
-        if len(self._connections) + len(self._joining) >= descriptor.max_connections:
+        linked = len(self._connections) - len(self._away)
+        if linked + len(self._joining) >= descriptor.max_connections:
             self._surplus.add(connection)
         self._joining[connection] = loop.call_later(
             descriptor.limits.login_timeout, self._too_slow, connection
@@ -426,11 +452,10 @@ class Server:
         reason = f"the login took more than {seconds:g} s"
         connection.fail(ConnectionClosed(reason), CloseCode.LOGIN_TIMEOUT, reason)
 
-    def asked(
-        self, connection: Connection, event: VerifierNeeded | KeysNeeded | WelcomeNeeded
-    ) -> None:
+    def asked(self, connection: Connection, event: Question) -> None:
         """Go on with the login of a connection."""
-        if connection in self._surplus:
+        older = self._older(event)
+        if connection in self._surplus and older is None:
             most = self.descriptor.max_connections
             self._refuse(
                 connection,
@@ -443,15 +468,36 @@ class Server:
                 connection.protocol.verifier_found(self._users.find(event.user))
             else:
                 self._wait(connection, self._look_up(connection, event.user))
+        elif isinstance(event, ResumeWanted) and older is not None:
+            self._joining.pop(connection).cancel()
+            self._surplus.discard(connection)
+            self._waiting.pop(connection, None)
+            connection.welcome_back(older, event.accepted, self.name, self.version)
         else:
-            assert isinstance(event, WelcomeNeeded)
+            assert isinstance(event, (WelcomeNeeded, ResumeWanted))
             if self._refuses_another(connection, event.identity):
                 return
+            if RESUME in connection.claims.features:
+                connection.keeps = self.descriptor.resume_ttl
             connection.introduce(Session(secrets.token_bytes(16), self._epoch))
             if "client_connect" in self._hooks:
                 self._wait(connection, self._ask_hooks(connection))
             else:
                 self._let_in(connection)
+
+    def _older(self, event: Question) -> Connection | None:
+        """Return the connection whose session a client wants to go on with, if it may.
+
+        Before the client has proved who it is, this says only that there is such a session.
+        """
+        if isinstance(event, VerifierNeeded):
+            return self._connections.get(event.session.hex())
+        if not isinstance(event, ResumeWanted) or event.epoch != self._epoch:
+            return None
+        older = self._connections.get(event.id.hex())
+        if older is None or older.identity != event.identity or not older.keeps:
+            return None
+        return older
 
     def _wait(self, connection: Connection, step: Coroutine[Any, Any, None]) -> None:
         """Run a step of a login that takes time; it ends with the login at the latest."""
@@ -497,7 +543,12 @@ class Server:
 
     def _refuses_another(self, connection: Connection, identity: str) -> bool:
         """Refuse a second login of an identity, where there may be only one."""
-        if self.descriptor.duplicate != "refuse" or not self._peers.of(identity):
+        if self.descriptor.duplicate != "refuse":
+            return False
+        for other in self._peers.of(identity):
+            if other.away:  # its link is dead, and it has not come back by itself
+                self._replace(other)
+        if not self._peers.of(identity):
             return False
         # It may come again: the first one may be dead, and not known to be yet.
         text = f"{identity!r} is logged in already; try again later"
@@ -516,13 +567,47 @@ class Server:
         self._connections[connection.id] = connection
         if self.descriptor.duplicate == "replace":
             for older in self._peers.of(connection.identity):
-                reason = "replaced by a newer login"
-                older.fail(ConnectionClosed(reason), CloseCode.REFUSED, reason)
+                self._replace(older)
         self._peers.add(connection)
         logger.info("%r logged in as %r", connection, connection.identity)
 
+    def _replace(self, older: Connection) -> None:
+        reason = "replaced by a newer login"
+        older.fail(ConnectionClosed(reason), CloseCode.REFUSED, reason)
+
+    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """Keep the session of a client that has lost its link."""
+        logger.info("%r has lost its link: %s", connection, reason)
+        self._tell("client_away", connection, reason)
+        self._away.add(connection)
+
+    def returned(self, connection: Connection) -> None:
+        """Know that a client is back."""
+        logger.info("%r is back", connection)
+        self._away.discard(connection)
+        self._tell("client_return", connection)
+
+    def _tell(self, name: str, connection: Connection, *args: Any) -> None:
+        """Run the hooks of a moment behind those of earlier moments of the connection."""
+        if name not in self._hooks:
+            return
+        told = self._tell_after(self._telling.get(connection), name, connection, *args)
+        self._telling[connection] = task = self._logins_and_hooks.start(told)
+
+        def forget(done: asyncio.Task[None]) -> None:
+            if self._telling.get(connection) is done:
+                del self._telling[connection]
+
+        task.add_done_callback(forget)
+
+    async def _tell_after(self, before: asyncio.Task[None] | None, name: str, *args: Any) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await self._hooks.tell(name, *args)
+
     def ended(self, connection: Connection, error: Exception) -> None:
         """Count a client, or a login that failed, out."""
+        self._away.discard(connection)
         self._surplus.discard(connection)
         waiting = self._waiting.pop(connection, None)
         if waiting is not None and waiting is not asyncio.current_task():
@@ -537,9 +622,7 @@ class Server:
         if self._connections.pop(connection.id, None) is not None:
             self._peers.discard(connection)
             logger.info("%r has gone: %s", connection, error)
-            if "client_disconnect" in self._hooks:
-                told = self._hooks.tell("client_disconnect", connection, connection.reason)
-                self._logins_and_hooks.start(told)
+            self._tell("client_disconnect", connection, connection.reason)
 
 
 def _descriptor(

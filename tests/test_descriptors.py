@@ -45,6 +45,7 @@ SERVER_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("heartbeat_timeout", [31, 90.0], SECONDS_WRONG),
     ("enable_compression", [True, False], ["x", None]),
     ("enable_backpressure", [True, False], ["x", None]),
+    ("resume_ttl", [0, 0.5, 30, 3600], [-1, "x", None, float("inf"), float("nan")]),
     ("rpc_timeout", [0.1, 30, None], SECONDS_WRONG),
     ("debug", [True, False], ["x", None]),
     ("tls", [None, TLS(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)], [True, "cert.pem", 5]),
@@ -80,6 +81,8 @@ LIMITS_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("outbox_bytes", [1, 2**40], [0, -1]),
     ("login_timeout", [0.1, 60], SECONDS_WRONG),
     ("max_pending_logins", [1, 10_000], COUNT_WRONG),
+    ("max_away", [1, 10_000], COUNT_WRONG),
+    ("max_away_bytes", [1, 2**40], COUNT_WRONG),
     ("min_iterations", [4096, 600_000], [4095, 0]),
     ("max_iterations", [100_000, 10**9], [4095, 0]),
 ]

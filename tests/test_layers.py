@@ -58,7 +58,7 @@ LAYERS = [
     {"rpc.method"},
     {"transport.listeners", "rpc.implementation"},
     {"rpc.router"},
-    {"hooks", "peers", "users"},
+    {"away", "hooks", "peers", "users"},
     {"server", "client", "from_thread"},
     {"blocking"},
     {"cli"},

@@ -11,9 +11,13 @@ AUTH_SUCCESS and a client that receives AUTH_REQUEST break the same rule.
     both             any state -> CLOSED
 
 In AWAIT_VERIFIER, AWAIT_WELCOME and AWAIT_KEYS the peer waits for its owner and not for a frame:
-it has asked by an event (`VerifierNeeded`, `WelcomeNeeded`, `KeysNeeded`) and goes on when the
-owner calls the method that the event names. OPEN carries everything but AUTH frames. CLOSED
-swallows what still comes, because the other side may not have read our CLOSE yet.
+it has asked by an event (`VerifierNeeded`, `WelcomeNeeded` or `ResumeWanted`, `KeysNeeded`) and
+goes on when the owner calls the method that the event names. OPEN carries everything but AUTH
+frames. CLOSED swallows what still comes, because the other side may not have read our CLOSE yet.
+
+Resume. A peer that is OPEN stays so when its link is lost. The login over another link is that of
+another peer, which is CLOSED when it is done: `welcome_back` on the accepting side and the event
+`Resumed` on the connecting one end it. Then `resume` lets the first one go on where it was.
 
 Reading. `receive` parses by offset and looks the first eight bytes of a header up in the words that
 the state accepts, which checks magic, version, type, flags and state at once. Frames that belong to
@@ -45,6 +49,7 @@ from .events import (
     Opened,
     Peer,
     Ponged,
+    Resumed,
     VerifierNeeded,
 )
 from .frames import (
@@ -70,7 +75,7 @@ from .frames import (
 from .login import ClientLogin, ServerLogin
 from .payload import PLACEHOLDER, decode, inflate, large_bytes
 from .scram import Keys, Verifier
-from .session import ACK_BYTES, ACK_FRAMES
+from .session import ACK_BYTES, ACK_FRAMES, Session
 from .writer import COMPRESS_MOST, FrameWriter
 
 __all__ = ["ACCEPTS", "CNDT", "State"]
@@ -265,12 +270,48 @@ class CNDT(FrameWriter):
         self._login.keys_derived(keys)
         self._enter(State.AWAIT_SUCCESS)
 
-    def welcome(self, *, heartbeat: tuple[float, float], name: str, version: str) -> None:
+    def welcome(
+        self, *, heartbeat: tuple[float, float], name: str, version: str, keeps: float = 0.0
+    ) -> None:
         """Let the user in after `WelcomeNeeded`; `session` has been set to theirs."""
         login = self._login
         assert isinstance(login, ServerLogin)
-        login.welcome(self.session, heartbeat, name, version)
+        login.welcome(self.session, heartbeat, name, version, keeps=keeps)
         self._opened(login)
+
+    def welcome_back(
+        self,
+        session: Session,
+        *,
+        heartbeat: tuple[float, float],
+        name: str,
+        version: str,
+        keeps: float,
+    ) -> None:
+        """Let the user go on with a session after `ResumeWanted`, which ends this peer.
+
+        From now on the session must accept nothing over its old link: what the client is told here
+        is all that it need not send again.
+        """
+        assert isinstance(self._login, ServerLogin)
+        self._login.welcome(session, heartbeat, name, version, keeps=keeps, resumed=True)
+        self._enter(State.CLOSED)
+
+    def resume(self, accepted: int) -> None:
+        """Go on over another link, whose login is done: send again what the peer has not accepted.
+
+        Args:
+            accepted: The highest number that the peer has accepted.
+
+        Raises:
+            ProtocolError: The session cannot go on behind it.
+        """
+        again = self.session.again(accepted)
+        self._partial, self._missing = b"", 0
+        self.large = self._apart = None
+        self._heard_bytes = 0
+        self.ack_due = False
+        self.urgent[:] = again
 
     def refuse(
         self, code: str, message: str, *, retry: bool = False, retry_after: float = 0.0
@@ -389,6 +430,8 @@ class CNDT(FrameWriter):
                     session.received = received
                     self._unsequenced(type, flags, id, payload, events)
                     if self.state is _CLOSED:
+                        if type == FrameType.AUTH_SUCCESS and isinstance(events[-1], Resumed):
+                            events[-1].rest = bytes(data[start:])
                         return
                     session, limit, known = self.session, self.max_payload, -1
             else:
@@ -517,7 +560,11 @@ class CNDT(FrameWriter):
             events.append(login.challenged(payload))
             self._enter(State.AWAIT_KEYS)
         elif type == FrameType.AUTH_SUCCESS:
-            session = login.welcomed(payload)
+            session, accepted = login.welcomed(payload)
+            if accepted is not None:
+                self._enter(State.CLOSED)
+                events.append(Resumed(accepted))
+                return
             session.sent = self.session.sent
             self.session = session
             events.append(self._opened(login))

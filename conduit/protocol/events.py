@@ -1,7 +1,7 @@
 """What a sans-I/O peer tells its owner, and what both sides tell each other at login.
 
-`VerifierNeeded`, `KeysNeeded` and `WelcomeNeeded` are questions: the peer cannot go on before the
-method of its class that the event names is called. The others are news.
+`VerifierNeeded`, `KeysNeeded`, `WelcomeNeeded` and `ResumeWanted` are questions: the peer cannot go
+on before the method of its class that the event names is called. The others are news.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ __all__ = [
     "Opened",
     "Peer",
     "Ponged",
+    "ResumeWanted",
+    "Resumed",
     "VerifierNeeded",
     "WelcomeNeeded",
     "number",
@@ -29,7 +31,11 @@ __all__ = [
 
 
 WINDOW: Final = (256, 1024 * 1024)
-_USUAL_FEATURES: Final = {each: each for each in (frozenset[str](), frozenset({"zlib"}))}
+RESUME: Final = "resume"
+"""The feature of a client that comes back to its session when it has lost the link."""
+_USUAL_FEATURES: Final = {
+    each: each for each in (frozenset[str](), frozenset({"zlib"}), frozenset({"zlib", RESUME}))
+}
 """Sets that connections share, because each takes 216 bytes."""
 STREAM_WINDOW: Final = (4096, 256 * 1024)
 
@@ -40,7 +46,8 @@ class Capabilities:
 
     Attributes:
         frame_max: Bytes of one value.
-        features: Names of optional abilities; `"zlib"` says that it can inflate.
+        features: Names of optional abilities; `"zlib"` says that it can inflate, `"resume"` of a
+            client that it comes back to its session.
         calls: Calls that it serves at once; 0 for a side that serves none.
         window: Messages, and bytes of messages, that may be sent before any was handled.
         ttl: Milliseconds that the calls it makes have by default; 0 for no deadline.
@@ -96,13 +103,21 @@ class Peer:
     version: str = ""
     capabilities: Capabilities = field(default_factory=Capabilities)
     heartbeat: tuple[float, float] = (30.0, 90.0)
+    keeps: float = 0.0
+    """Seconds for which a server keeps the session of a client that has lost its link."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifierNeeded:
-    """The server must look up `user` and call `verifier_found`."""
+    """The server must look up `user` and call `verifier_found`.
+
+    Attributes:
+        user: Who wants to log in.
+        session: The session that they claim to have, or nothing.
+    """
 
     user: str
+    session: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +133,38 @@ class WelcomeNeeded:
     """The user has proved who they are; the server must call `welcome` or `refuse`."""
 
     identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeWanted:
+    """The user has proved who they are, and wants to go on with a session.
+
+    The server must call `welcome_back` if it is theirs and still there, or `welcome`, or `refuse`.
+
+    Attributes:
+        identity: Who it is.
+        id: The session.
+        epoch: The server process that it was made in.
+        accepted: The highest number that the client has accepted.
+    """
+
+    identity: str
+    id: bytes
+    epoch: bytes
+    accepted: int
+
+
+@dataclass(slots=True)
+class Resumed:
+    """The login is done, and the session goes on; this peer has nothing more to do.
+
+    Attributes:
+        accepted: The highest number that the server has accepted.
+        rest: What has come behind the answer. It belongs to the peer that has the session.
+    """
+
+    accepted: int
+    rest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +210,8 @@ Event = (
     | VerifierNeeded
     | KeysNeeded
     | WelcomeNeeded
+    | ResumeWanted
+    | Resumed
     | Opened
     | Acknowledged
     | Ponged
@@ -178,12 +227,12 @@ def _credit(received: dict[str, Any], key: str, default: tuple[int, int]) -> tup
     return number(f"caps.{key}", credit[0]), number(f"caps.{key}", credit[1])
 
 
-def number(name: str, value: Any, *, least: int = 1) -> int:
+def number(name: str, value: Any, *, least: int = 1, bits: int = 32) -> int:
     """Return a number that the peer sent, once it is one.
 
     Raises:
         ProtocolError: It is not a number, or out of range.
     """
-    if type(value) is not int or not least <= value < 2**32:
-        raise ProtocolError(f"{name} must be a number from {least} to {2**32 - 1}")
+    if type(value) is not int or not least <= value < 2**bits:
+        raise ProtocolError(f"{name} must be a number from {least} to {2**bits - 1}")
     return value

@@ -19,6 +19,7 @@ from .events import (
     Capabilities,
     KeysNeeded,
     Peer,
+    ResumeWanted,
     VerifierNeeded,
     WelcomeNeeded,
     number,
@@ -99,8 +100,9 @@ class ServerLogin:
         )
         self._request = b""
         self._final = ""
+        self._wanted: tuple[bytes, bytes, int] | None = None
 
-    def requested(self, payload: bytes) -> VerifierNeeded | WelcomeNeeded:
+    def requested(self, payload: bytes) -> VerifierNeeded | WelcomeNeeded | ResumeWanted:
         """Take AUTH_REQUEST.
 
         Raises:
@@ -114,6 +116,8 @@ class ServerLogin:
         if not self.peer.name:
             self.peer.name, self.peer.version = agent, ""
         self.peer.capabilities = Capabilities.from_map(request.get("caps", {}))
+        if request.get("session") is not None:
+            self._wanted = _wanted(request["session"])
         mechanism = _text(request, "mech")
         version = request.get("v")
         if type(version) is not int:
@@ -129,9 +133,9 @@ class ServerLogin:
             )
         if self._anonymous:
             self.peer.identity = "anonymous"
-            return WelcomeNeeded("anonymous")
+            return self._known()
         self.peer.identity = self._scram.start(mechanism, _text(request, "scram"))
-        return VerifierNeeded(self.peer.identity)
+        return VerifierNeeded(self.peer.identity, self._wanted[0] if self._wanted else b"")
 
     def verifier_found(self, verifier: Verifier | None) -> None:
         """Send AUTH_CHALLENGE; None for a user that does not exist, who is not told so."""
@@ -140,7 +144,7 @@ class ServerLogin:
         challenge = self._scram.challenge(verifier, digest)
         self._send(FrameType.AUTH_CHALLENGE, {"scram": challenge, "caps": caps})
 
-    def proved(self, payload: bytes) -> WelcomeNeeded:
+    def proved(self, payload: bytes) -> WelcomeNeeded | ResumeWanted:
         """Take AUTH_RESPONSE.
 
         Raises:
@@ -148,12 +152,34 @@ class ServerLogin:
             ProtocolError: The payload is not what the specification says.
         """
         self._final = self._scram.final(_text(_map(payload), "scram"))
-        return WelcomeNeeded(self.peer.identity)
+        return self._known()
+
+    def _known(self) -> WelcomeNeeded | ResumeWanted:
+        """Ask what to do with a user who is known now."""
+        if self._wanted is None:
+            return WelcomeNeeded(self.peer.identity)
+        return ResumeWanted(self.peer.identity, *self._wanted)
 
     def welcome(
-        self, session: Session, heartbeat: tuple[float, float], name: str, version: str
+        self,
+        session: Session,
+        heartbeat: tuple[float, float],
+        name: str,
+        version: str,
+        *,
+        keeps: float,
+        resumed: bool = False,
     ) -> None:
-        """Send AUTH_SUCCESS. `heartbeat` is interval and timeout in seconds, for both sides."""
+        """Send AUTH_SUCCESS.
+
+        Args:
+            session: The session, a new one or the one that goes on.
+            heartbeat: Interval and timeout in seconds, for both sides.
+            name: What the server calls itself.
+            version: The version of its application.
+            keeps: Seconds for which the session is kept without a link.
+            resumed: Whether it is the one that the client has asked for.
+        """
         self.peer.heartbeat = heartbeat
         body: dict[str, Any] = {
             "scram": self._final,
@@ -161,9 +187,9 @@ class ServerLogin:
             "session": {
                 "id": session.id,
                 "epoch": session.epoch,
-                "resumed": False,
+                "resumed": resumed,
                 "recv": session.received,
-                "ttl": 0,
+                "ttl": math.ceil(keeps),
             },
             "hb": [round(seconds * 1000) for seconds in heartbeat],
             "server": {"name": name, "version": version},
@@ -202,6 +228,7 @@ class ClientLogin:
         min_iterations: Fewer would make the proof cheap to crack, so the client refuses.
         max_iterations: More would only burn the client's time.
         compress: Whether this side compresses what it sends, if the peer can inflate.
+        session: The session that is to go on, if the server still has it.
     """
 
     def __init__(
@@ -217,8 +244,10 @@ class ClientLogin:
         min_iterations: int = 100_000,
         max_iterations: int = 2_000_000,
         compress: bool = False,
+        session: Session | None = None,
     ) -> None:
         self.peer = Peer()
+        self._session = session
         self.compress = compress
         self._send = send
         self.capabilities = capabilities
@@ -236,7 +265,7 @@ class ClientLogin:
 
     def open(self) -> None:
         """Send AUTH_REQUEST."""
-        anonymous = self.user is None
+        anonymous, session = self.user is None, self._session
         self._request = self._send(
             FrameType.AUTH_REQUEST,
             {
@@ -244,7 +273,8 @@ class ClientLogin:
                 "mech": ANONYMOUS if anonymous else self._scram.mechanism,
                 "scram": "" if anonymous else self._scram.first(),
                 "caps": self.capabilities.to_map(),
-                "session": None,
+                "session": session
+                and {"id": session.id, "epoch": session.epoch, "recv": session.received},
                 "agent": self._agent,
             },
         )
@@ -270,8 +300,12 @@ class ClientLogin:
         """Send AUTH_RESPONSE."""
         self._send(FrameType.AUTH_RESPONSE, {"scram": self._scram.final(keys)})
 
-    def welcomed(self, payload: bytes) -> Session:
+    def welcomed(self, payload: bytes) -> tuple[Session, int | None]:
         """Take AUTH_SUCCESS; nothing in it is believed before the server's signature fits.
+
+        Returns:
+            The session, and if it is the one that goes on, the highest number that the server has
+            accepted of it.
 
         Raises:
             AuthenticationError: The server does not know the password.
@@ -302,10 +336,13 @@ class ClientLogin:
         session = success.get("session")
         if not isinstance(session, dict):
             raise ProtocolError("AUTH_SUCCESS without a session")
-        id, epoch = session.get("id"), session.get("epoch")
-        if not isinstance(id, bytes) or not isinstance(epoch, bytes):
-            raise ProtocolError("session.id and session.epoch must be bytes")
-        return Session(id, epoch)
+        id, epoch = _session_name(session)
+        self.peer.keeps = float(number("session.ttl", session.get("ttl", 0), least=0))
+        if session.get("resumed") is not True:
+            return Session(id, epoch), None
+        if self._session is None or (id, epoch) != (self._session.id, self._session.epoch):
+            raise ProtocolError("the server goes on with a session that was not asked for")
+        return self._session, number("session.recv", session.get("recv"), least=0, bits=64)
 
     def failed(self, payload: bytes) -> Exception:
         """Take AUTH_FAILURE and return what to raise."""
@@ -325,6 +362,21 @@ class ClientLogin:
         elif code == "unsupported_mechanism" and failure.get("mechs") == [ANONYMOUS]:
             message = "the server has no password, so it cannot prove itself; leave yours out"
         return AuthenticationError(message or code, code=code)
+
+
+def _wanted(session: Any) -> tuple[bytes, bytes, int]:
+    """Read what a client says of the session that it wants to go on with."""
+    if not isinstance(session, dict):
+        raise ProtocolError(f"session must be nil or a map, not {type(session).__name__}")
+    id, epoch = _session_name(session)
+    return id, epoch, number("session.recv", session.get("recv"), least=0, bits=64)
+
+
+def _session_name(session: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    id, epoch = session.get("id"), session.get("epoch")
+    if not isinstance(id, bytes) or not isinstance(epoch, bytes):
+        raise ProtocolError("session.id and session.epoch must be bytes")
+    return id, epoch
 
 
 def _decode(payload: bytes) -> Any:

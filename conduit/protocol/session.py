@@ -2,7 +2,8 @@
 
 Each direction numbers its sequenced frames from 1. The receiver verifies that no number is missing
 and acknowledges the highest; the sender keeps every flushed batch until it is acknowledged. The
-numbers belong to the session and not to the link, so that a session can go on over another link.
+numbers belong to the session and not to the link, so a session goes on over another link: each side
+tells the highest number that it has accepted, and is sent again what comes behind it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..exceptions import ProtocolError
+from .frames import HEADER, HEADER_SIZE
 
 __all__ = ["ACK_BYTES", "ACK_FRAMES", "Session"]
 
@@ -32,7 +34,9 @@ class Session:
     """
 
     __slots__ = (
+        "_acknowledged",
         "_flushed",
+        "_forgotten",
         "_outbox",
         "epoch",
         "id",
@@ -47,6 +51,8 @@ class Session:
         self.epoch = epoch
         self.sent = 0
         self._flushed = 0
+        self._acknowledged = 0
+        self._forgotten = 0
         self.received = 0
         self.reported = 0
         self.outbox_bytes = 0
@@ -73,10 +79,46 @@ class Session:
             raise ProtocolError(
                 f"the peer acknowledges frame {number}, but {self._flushed} were sent"
             )
+        self._acknowledged = max(self._acknowledged, number)
         accepted = 0
         for last, size, _ in self._outbox:
             if last > number:
                 break
             accepted += 1
             self.outbox_bytes -= size
+            self._forgotten = last
         del self._outbox[:accepted]
+
+    def again(self, accepted: int) -> list[bytes]:
+        """Return what the peer has not accepted, to be written to another link.
+
+        Args:
+            accepted: The highest number that the peer has accepted.
+
+        Raises:
+            ProtocolError: The peer has accepted what was never sent, or no longer has what it has
+                acknowledged. Then nothing has changed.
+        """
+        if accepted < self._acknowledged:
+            raise ProtocolError(
+                f"the peer goes on behind frame {accepted}, and has acknowledged "
+                f"{self._acknowledged}"
+            )
+        self.acknowledge(accepted)
+        if self._forgotten < accepted:  # the peer has the beginning of the first batch
+            last, size, chunks = self._outbox[0]
+            batch = b"".join(chunks)
+            start = _behind(batch, accepted - self._forgotten)
+            self._outbox[0] = last, size - start, [batch[start:]]
+            self.outbox_bytes -= start
+            self._forgotten = accepted
+        self.reported = self.received
+        return [chunk for _, _, chunks in self._outbox for chunk in chunks]
+
+
+def _behind(batch: bytes, frames: int) -> int:
+    """Return where the first so many frames of a batch end."""
+    start = 0
+    for _ in range(frames):
+        start += HEADER_SIZE + HEADER.unpack_from(batch, start)[1]
+    return start

@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, NoReturn
 
 from pydantic import BaseModel
@@ -108,6 +109,7 @@ class Calls:
         "_replies",
         "_sweep",
         "_timeout",
+        "_unsent_from",
         "_value_max",
         "late",
     )
@@ -138,6 +140,7 @@ class Calls:
         self._replies: _Table = {}
         self._prefixes: dict[str, bytes] = {}
         self._large = _NOTHING_LARGE
+        self._unsent_from: int | None = None
         self.late = 0
 
     def opened(self, peer: Capabilities) -> None:
@@ -436,17 +439,22 @@ class Calls:
         return True
 
     def expire(self, now: float) -> float:
-        """End the calls whose deadline has passed, and return the next deadline."""
-        upcoming = math.inf
+        """End the calls whose deadline has passed, and return the next deadline.
+
+        After a stall of the loop there may be several; they end in the order of their deadlines.
+        """
+        upcoming, due = math.inf, []
         for table in (self._pending, self._replies):
-            for id, (future, deadline, name, seconds) in list(table.items()):
-                if deadline <= now:
-                    if not future.done():
-                        text = f"no answer to {name!r} within {seconds} s"
-                        future.set_exception(RPCTimeout(text))
-                    self.abandon(id, "the deadline has passed")
+            for id, entry in table.items():
+                if entry[1] <= now:
+                    due.append((entry[1], id, entry))
                 else:
-                    upcoming = min(upcoming, deadline)
+                    upcoming = min(upcoming, entry[1])
+        for _, id, (future, _, name, seconds) in sorted(due, key=itemgetter(0)):
+            if not future.done():
+                text = f"no answer to {name!r} within {seconds} s"
+                future.set_exception(RPCTimeout(text))
+            self.abandon(id, "the deadline has passed")
         return upcoming
 
     def abandon(self, id: int, reason: str) -> None:
@@ -457,16 +465,26 @@ class Calls:
             table[id] = (entry[0], math.inf, entry[2], entry[3])
             self._outlet.protocol.send(_CANCEL, id, self._encoder.pack([reason]))
 
+    def detached(self) -> None:
+        """Know that nothing is written from now on."""
+        self._unsent_from = self._next_id
+
+    def attached(self) -> None:
+        """Know that everything is being written."""
+        self._unsent_from = None
+
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
-        entries = [*self._pending.values(), *self._replies.values()]
+        entries = [*self._pending.items(), *self._replies.items()]
         self._pending, self._replies = {}, {}
-        for future, _, name, _ in entries:
+        unsent_from = math.inf if self._unsent_from is None else self._unsent_from
+        for id, (future, _, name, _) in entries:
             if not future.done():
                 lost = ConnectionLost(
                     error.reason,
                     code=error.code,
                     message=f"the connection was lost while {name!r} was in flight: {error}",
+                    executed=False if id >= unsent_from else None,
                 )
                 lost.__cause__ = error.__cause__
                 future.set_exception(lost)

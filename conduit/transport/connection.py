@@ -13,17 +13,20 @@ import asyncio
 import logging
 from typing import Any, Protocol
 
-from ..exceptions import ConnectionClosed, ProtocolError, Unavailable
+from ..exceptions import ConnectionClosed, ConnectionLost, ProtocolError, Unavailable
 from ..protocol.cndt import CNDT
 from ..protocol.events import (
     Acknowledged,
     Broken,
+    Capabilities,
     Closed,
     Event,
     KeysNeeded,
     Opened,
     Peer,
     Ponged,
+    Resumed,
+    ResumeWanted,
     VerifierNeeded,
     WelcomeNeeded,
 )
@@ -55,16 +58,24 @@ CONNECTING, ACCEPTING = 1, 2
 """The first correlation id of either side."""
 
 
+Question = VerifierNeeded | KeysNeeded | WelcomeNeeded | ResumeWanted | Resumed
+"""What only the owner of a connection can answer; `Resumed` asks whose the link shall be."""
+
+
 class Owner(Protocol):
     """The server or the client that a connection belongs to."""
 
-    def asked(
-        self, connection: Connection, event: VerifierNeeded | KeysNeeded | WelcomeNeeded
-    ) -> None:
+    def asked(self, connection: Connection, event: Question) -> None:
         """Answer what the login cannot decide by itself."""
 
     def opened(self, connection: Connection) -> None:
         """The login is done."""
+
+    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """The link is lost, and the connection waits for another."""
+
+    def returned(self, connection: Connection) -> None:
+        """The connection goes on over another link."""
 
     def ended(self, connection: Connection, error: Exception) -> None:
         """The connection is over: called once, also when the login failed."""
@@ -76,7 +87,7 @@ class Connection:
     Handlers get it as their first parameter, or wherever they annotate a parameter with it.
 
     Attributes:
-        id: Unique text; the same on both sides.
+        id: Unique text; the same on both sides, and as long as the session lasts.
         state: A dict for whatever the application wants to remember of this peer.
         rpc: Calls the peer: `await connection.rpc.call("method", {...})`.
     """
@@ -85,8 +96,9 @@ class Connection:
         "_calls",
         "_ended",
         "_error",
+        "_expiry",
         "_first_id",
-        "_linked",
+        "_link",
         "_loop",
         "_messages",
         "_opened",
@@ -107,6 +119,7 @@ class Connection:
         "id",
         "identity",
         "inlet",
+        "keeps",
         "name",
         "rpc",
         "state",
@@ -180,7 +193,9 @@ class Connection:
         self._pings: Pings | None = None
         self._error: ConnectionClosed | None = None
         self._opened = False
-        self._linked = False
+        self._link: Link | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self.keeps = 0.0
         self._polite = False
         self._ended: asyncio.Event | None = None
         self.address = address
@@ -198,6 +213,14 @@ class Connection:
     def closed(self) -> bool:
         """Whether the connection is over."""
         return self._error is not None
+
+    @property
+    def away(self) -> bool:
+        """Whether the link is lost and the connection waits for another.
+
+        What is sent meanwhile is kept, and calls wait for their answers as before.
+        """
+        return self._opened and self._link is None and self._error is None
 
     @property
     def dropped(self) -> int:
@@ -263,13 +286,15 @@ class Connection:
         sent before have arrived; the answer to a call does.
 
         Raises:
-            ConnectionClosed: The connection is closed, or closes before the answer.
+            ConnectionClosed: The connection is closed, or its link is lost before the answer.
             Overloaded: 50 pings were sent within 10 s; a peer closes who sends 100.
         """
         if self._error is not None:
             raise closed_again(self._error)
         if not self._opened:
             raise RuntimeError("the peer cannot be pinged before it is in")
+        if self._link is None:
+            raise ConnectionLost("the link to the peer is lost, and not made again yet")
         if self._pings is None:
             self._pings = Pings(self._loop, self._outlet)
         return await self._pings.ping()
@@ -287,13 +312,14 @@ class Connection:
 
     async def wait_closed(self) -> None:
         """Wait until the connection is over; cancelling the wait changes nothing."""
-        if self._linked or self._error is None:
+        if self._link is not None or self._error is None:
             if self._ended is None:
                 self._ended = asyncio.Event()
             await self._ended.wait()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open" if self._opened else "logging in"
+        state = "away" if self.away else state
         return f"<Connection {self.id[:8] or 'new'} {self.name!r} at {self.address} {state}>"
 
     # What the owner calls.
@@ -342,7 +368,7 @@ class Connection:
 
     def push(self, frame: bytes) -> bool:
         """Send an encoded best-effort frame, if the peer keeps up and accepts so much."""
-        if self._outlet.blocked or self._error is not None or not self._opened:
+        if self._outlet.blocked or self._link is None or not self._opened:
             return False
         if len(frame) > self._protocol.peer.capabilities.frame_max:
             return False
@@ -378,11 +404,82 @@ class Connection:
         self._meet(self._protocol.peer)
 
     def welcome(self, name: str, version: str) -> None:
-        """Let the peer in, on the accepting side."""
+        """Let the peer in, on the accepting side; its session is kept for `keeps` seconds."""
         heartbeat = (self._pulse.interval, self._pulse.timeout)
-        self._protocol.welcome(heartbeat=heartbeat, name=name, version=version)
+        self._protocol.welcome(heartbeat=heartbeat, name=name, version=version, keeps=self.keeps)
         self._open(self._protocol.peer)
         self._outlet.flush()
+
+    def welcome_back(self, older: Connection, accepted: int, name: str, version: str) -> None:
+        """Let the peer go on with the session of an older connection, on the accepting side.
+
+        This connection ends, and the older one takes its link.
+
+        Args:
+            older: The connection, whose link may be up or lost.
+            accepted: The highest number that the peer has accepted.
+            name: What the server calls itself.
+            version: The version of its application.
+        """
+        older.fence()
+        self._protocol.welcome_back(
+            older._protocol.session,
+            heartbeat=(self._pulse.interval, self._pulse.timeout),
+            name=name,
+            version=version,
+            keeps=older.keeps,
+        )
+        self._outlet.flush()
+        older.take_over(self, accepted)
+
+    def fence(self) -> None:
+        """Take no notice any more of what comes over the link, which its peer has given up."""
+        if self._link is not None:
+            self._detach(
+                ConnectionClosed("the peer comes over another link", code=CloseCode.ABNORMAL)
+            )
+
+    def take_over(self, other: Connection, accepted: int, rest: bytes = b"") -> None:
+        """Go on over the link of a connection that has just logged in for this session.
+
+        Args:
+            other: That connection, which ends.
+            accepted: The highest number that the peer has accepted.
+            rest: What has come over the link already.
+        """
+        assert self._link is None
+        link = other._give_link_away()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        self._link, self.address = link, other.address
+        link.carry(self)
+        self._outlet.use(link)
+        self._shared.join(self)
+        self._pulse.heard = True
+        self._log_wire()
+        try:
+            self._protocol.resume(accepted)
+        except ProtocolError as exc:
+            self.fail(exc, exc.close_code, str(exc))
+            return
+        self._calls.attached()
+        self._outlet.acknowledged()
+        self._outlet.flush()
+        self._owner.returned(self)
+        if rest:
+            self.inlet.receive(rest)
+
+    def _give_link_away(self) -> Link:
+        """End without a word, for the connection whose session the link is to carry."""
+        link = self._link
+        assert link is not None
+        self._link = None
+        self._error = self._outlet.closed = ConnectionClosed("its link carries an older session")
+        self._shared.leave(self)
+        self._outlet.forget()
+        self._loop.call_soon(self._over)  # behind the batch that is being handled
+        return link
 
     async def drain(self, grace: float, spared: asyncio.Future[Any] | None = None) -> None:
         """Tell the peer that the end is near, let running handlers end, and close.
@@ -391,7 +488,8 @@ class Connection:
             grace: Seconds that the handlers have; then they are cancelled.
             spared: The handler that waits for the drain itself, if one does.
         """
-        if self._error is None:
+        self.keeps = 0.0
+        if self._link is not None and self._error is None:
             self._protocol.go_away(CloseCode.GOING_AWAY, "the server stops", round(grace * 1000))
             self._outlet.flush()
             self._serving.draining = True
@@ -421,6 +519,16 @@ class Connection:
         await self.wait_closed()
 
     @property
+    def claims(self) -> Capabilities:
+        """What the peer says that it can do."""
+        return self._protocol.peer.capabilities
+
+    @property
+    def session(self) -> Session:
+        """What outlives a link."""
+        return self._protocol.session
+
+    @property
     def reason(self) -> ConnectionClosed | None:
         """Why the connection is over."""
         return self._error
@@ -444,7 +552,7 @@ class Connection:
 
         The peer may still be reading how it ended.
         """
-        return self._owner is owner and self._linked and self._error is not None
+        return self._owner is owner and self._link is not None and self._error is not None
 
     def fail(self, error: Exception, code: int, reason: str, *, abort: bool = False) -> None:
         """End the connection for a reason that the owner has found.
@@ -461,33 +569,41 @@ class Connection:
 
     def link_made(self, link: Link) -> None:
         """Start: the link is up."""
-        self._linked = True
+        self._link = link
         self._outlet.use(link)
         self._shared.join(self)
+        self._log_wire()
+        self._outlet.flush()
+
+    def _log_wire(self) -> None:
         if logging.getLogger("conduit.wire").isEnabledFor(logging.DEBUG):
             self.inlet.watch = WireLog(self.address)
             self._outlet.watch = self.inlet.watch.sent
-        self._outlet.flush()
 
     def link_ended(self) -> None:
-        """End: the peer has ended its side of the link, so nothing comes from there any more."""
+        """Lose the link: the peer has ended its side, so nothing comes from there any more."""
         self._gone(None)
 
     def link_lost(self, cause: Exception | None) -> None:
-        """End: the link is gone."""
-        self._linked = False
+        """Lose the link: it is gone."""
         self._gone(cause)
+        self._link = None
         self._shared.leave(self)
-        if self._ended is not None:
-            self._ended.set()
-        self._untie()
+        self._over()
+
+    def _over(self) -> None:
+        """Let whoever waits for the end know, when there is neither a link nor hope for one."""
+        if self._error is not None:
+            if self._ended is not None:
+                self._ended.set()
+            self._untie()
 
     def _untie(self) -> None:
         """Take the parts from each other, so that they are freed without a garbage collection.
 
         Collections that find hundreds of ended connections stop everybody for milliseconds.
         """
-        if not self._linked and not self.handling:
+        if self._link is None and not self.handling:
             self._streams = None
             self._outlet.forget()
             self.inlet.forget()
@@ -505,7 +621,30 @@ class Connection:
                 reason = "the peer went away without closing"
             error = ConnectionClosed(reason, code=CloseCode.ABNORMAL)
             error.__cause__ = cause
+            self._lose(error)
+
+    def _lose(self, error: ConnectionClosed) -> None:
+        """Wait for another link, if the peer may come back, or end."""
+        if self._opened and self.keeps:
+            self._detach(error)
+        else:
             self._end(error)
+
+    def _detach(self, reason: ConnectionClosed) -> None:
+        link, self._link = self._link, None
+        assert link is not None
+        link.abandon()
+        self._shared.leave(self)
+        self._calls.detached()
+        self._outlet.detach()
+        if self._pings is not None:
+            self._pings.fail(reason)
+        self._expiry = self._loop.call_later(self.keeps, self._expire_session, reason)
+        self._owner.away(self, reason)
+
+    def _expire_session(self, reason: ConnectionClosed) -> None:
+        text = f"{reason}; no other link came within {self.keeps:g} s"
+        self._end(ConnectionClosed(text, code=CloseCode.ABNORMAL))
 
     def pause_writing(self) -> None:
         """Make senders wait: the link's buffer is full."""
@@ -548,7 +687,8 @@ class Connection:
         elif isinstance(event, Opened):
             self._meet(event.peer)
             self._open(event.peer)
-        elif isinstance(event, (VerifierNeeded, KeysNeeded, WelcomeNeeded)):
+        else:
+            assert isinstance(event, Question)
             self._owner.asked(self, event)
 
     # Life.
@@ -597,7 +737,11 @@ class Connection:
             timeout = self._pulse.timeout
             reason = f"no sign of life from the peer for {timeout:g} s (heartbeat_timeout)"
             logger.warning("%r: %s", self, reason)
-            self._close(ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT), abort=True)
+            error = ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT)
+            if self.keeps:
+                self._detach(error)
+            else:
+                self._close(error, abort=True)
 
     def _close(
         self, error: ConnectionClosed, cause: Exception | None = None, *, abort: bool = False
@@ -612,17 +756,22 @@ class Connection:
         self, error: ConnectionClosed, cause: Exception | None = None, *, abort: bool = False
     ) -> None:
         self._error = error
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         self._outlet.end(error, abort=abort)
         self._protocol.session.drop()
         self._sweep.stop()
         self._serving.end()
         self._messages.fail(error, handle_rest=self._polite)
-        self._calls.fail(error)
         if self._streams is not None:
             self._streams.fail(error)
+        self._calls.fail(error)
         if self._pings is not None:
             self._pings.fail(error)
         self._owner.ended(self, cause or error)
+        if self._link is None:
+            self._over()
 
 
 async def outlast_links(owner: Owner, seconds: float) -> None:

@@ -99,11 +99,11 @@ class Inlet:
 
     # What the link calls.
 
-    def receive(self, data: bytes) -> bool:
+    def receive(self, data: bytes) -> None:
         """Take bytes from the peer: handle all that they complete, then write once.
 
-        Returns:
-            Whether what comes next is to be read to `buffer()`, and told to `buffer_filled`.
+        As long as `protocol.large` is there, what comes next is to be read to `buffer()`, and told
+        to `buffer_filled`.
         """
         self._pulse.heard = True
         if self.watch is not None:
@@ -112,7 +112,6 @@ class Inlet:
         self._handle(protocol.receive(data))
         if protocol.ack_due and not self._unacknowledged:
             self._acknowledge_later()
-        return protocol.large is not None
 
     def buffer(self) -> memoryview:
         """Return where the rest of the large frame that is under way is to be read to."""
@@ -120,7 +119,7 @@ class Inlet:
         assert buffer is not None
         return buffer
 
-    def buffer_filled(self, count: int) -> bool:
+    def buffer_filled(self, count: int) -> None:
         """Take bytes that were read to `buffer()`; see `receive`."""
         self._pulse.heard = True
         if self.watch is not None:
@@ -133,7 +132,6 @@ class Inlet:
                 self._shared.recycle(memoryview(payload.obj))
         if self._protocol.ack_due and not self._unacknowledged:
             self._acknowledge_later()
-        return self._protocol.large is not None
 
     # What the connection and the timers call.
 

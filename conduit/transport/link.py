@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import Any, Final, cast
 
 from ..protocol.payload import LARGE
 from .connection import Connection
@@ -20,6 +20,28 @@ STALLED = 5.0
 """Seconds without progress after which a peer that does not read the rest is given up."""
 
 
+class _Nobody:
+    """Whom a link belongs to that was given up: whatever comes over it means nothing any more."""
+
+    large = None
+
+    @property
+    def inlet(self) -> _Nobody:
+        return self
+
+    @property
+    def protocol(self) -> _Nobody:
+        return self
+
+    def ignore(self, *event: object) -> None:
+        """Take no notice."""
+
+    receive = link_ended = link_lost = pause_writing = resume_writing = ignore
+
+
+_NOBODY: Final[Any] = _Nobody()
+
+
 class SocketLink(asyncio.BufferedProtocol):
     """Reads into the loop's shared slab and hands the bytes to the connection.
 
@@ -32,7 +54,7 @@ class SocketLink(asyncio.BufferedProtocol):
         "_connect",
         "_connection",
         "_inlet",
-        "_large",
+        "_protocol",
         "_slab",
         "_transport",
         "_watch",
@@ -44,7 +66,6 @@ class SocketLink(asyncio.BufferedProtocol):
     ) -> None:
         self._slab = shared.slab
         self._connect = connect
-        self._large = False
         self._watch: asyncio.TimerHandle | None = None
         self._writable = True
 
@@ -54,20 +75,20 @@ class SocketLink(asyncio.BufferedProtocol):
         """Take the transport and start the connection."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self._connection = self._connect(self, self._transport)
-        self._inlet = self._connection.inlet
-        self._connection.link_made(self)
+        connection = self._connect(self, self._transport)
+        self.carry(connection)
+        connection.link_made(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to read to."""
-        return self._inlet.buffer() if self._large else self._slab
+        return self._slab if self._protocol.large is None else self._inlet.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
-        if self._large:
-            self._large = self._inlet.buffer_filled(nbytes)
+        if self._protocol.large is None:
+            self._inlet.receive(bytes(self._slab[:nbytes]))
         else:
-            self._large = self._inlet.receive(bytes(self._slab[:nbytes]))
+            self._inlet.buffer_filled(nbytes)
 
     def eof_received(self) -> bool:
         """End the connection: nobody uses half of one.
@@ -96,6 +117,17 @@ class SocketLink(asyncio.BufferedProtocol):
         self._connection.resume_writing()
 
     # What the connection calls.
+
+    def carry(self, connection: Connection) -> None:
+        """Hand what comes to this connection from now on."""
+        self._connection = connection
+        self._inlet = connection.inlet
+        self._protocol = connection.protocol
+
+    def abandon(self) -> None:
+        """Close at once, and hand nothing to anybody any more, whatever has come already."""
+        self.carry(_NOBODY)
+        self.abort()
 
     def write(self, data: bytes) -> None:
         """Send bytes; after the end they have nowhere to go."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from ..exceptions import ConnectionClosed
 from ..protocol.cndt import CNDT
@@ -39,6 +39,38 @@ class Link(Protocol):
 
     def abort(self) -> None:
         """Close at once."""
+
+    def carry(self, connection: Any) -> None:
+        """Hand what comes to this connection from now on."""
+
+    def abandon(self) -> None:
+        """Close at once, and hand nothing to anybody any more, whatever has come already."""
+
+
+class _Nowhere:
+    """Stands in for the link while there is none: what is sequenced waits in the outbox."""
+
+    def write(self, data: bytes) -> None:
+        """Write nothing."""
+
+    def unsent(self) -> int:
+        """Return 0."""
+        return 0
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+    def abort(self) -> None:
+        """Do nothing."""
+
+    def carry(self, connection: Any) -> None:
+        """Do nothing: nothing comes."""
+
+    def abandon(self) -> None:
+        """Do nothing."""
+
+
+_NOWHERE: Final[Link] = _Nowhere()
 
 
 class Outlet:
@@ -99,6 +131,13 @@ class Outlet:
     def use(self, link: Link) -> None:
         """Write to this link from now on."""
         self._link = link
+
+    def detach(self) -> None:
+        """Go on without a link: what is sent is kept, as far as the outbox allows."""
+        self._link = _NOWHERE
+        self._paused = False
+        self.flush()
+        self._unblock()
 
     def cork(self) -> bool:
         """Hold what is sent, up to `flush_frames` frames, because a flush is certain to come.
@@ -163,7 +202,7 @@ class Outlet:
         self._unblock()
 
     def acknowledged(self) -> None:
-        """The outbox is shorter than it was."""
+        """The outbox is shorter than it was, or may be."""
         if self.full and self.protocol.session.outbox_bytes < self.limit:
             self.full = False
             self._unblock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..descriptors import ClientDescriptor, ServerDescriptor
-from ..protocol.events import Capabilities
+from ..protocol.events import RESUME, Capabilities
 
 __all__ = ["Settings"]
 
@@ -34,10 +34,13 @@ class Settings:
     def of(cls, descriptor: ServerDescriptor | ClientDescriptor) -> Settings:
         """Return what a descriptor says."""
         limits, timeout = descriptor.limits, descriptor.rpc_timeout
+        features = frozenset({"zlib"})
+        if isinstance(descriptor, ClientDescriptor) and descriptor.reconnect_enabled:
+            features |= {RESUME}
         settings = cls(
             capabilities=Capabilities(
                 frame_max=limits.max_payload,
-                features=frozenset({"zlib"}),
+                features=features,
                 calls=limits.max_calls,
                 window=(limits.max_messages, limits.max_message_bytes),
                 stream=(limits.max_stream_items, limits.max_stream_bytes),

@@ -257,6 +257,7 @@ class Receiver:
         current: The items that are being handed out. Whoever stops in the middle and starts again
             goes on where it has stopped.
         discards: Whether items are thrown away because nobody wants them.
+        started: Whether any items have come.
     """
 
     __slots__ = (
@@ -280,6 +281,7 @@ class Receiver:
         "_window",
         "current",
         "discards",
+        "started",
     )
 
     def __init__(
@@ -310,6 +312,7 @@ class Receiver:
         self._ended = False
         self._error: Exception | None = None
         self.discards = False
+        self.started = False
 
     # What the connection calls.
 
@@ -327,6 +330,7 @@ class Receiver:
                 f"{self._open_bytes} bytes wait here, of {self._window}",
                 close_code=CloseCode.FLOOD,
             )
+        self.started = True
         self._open_items += len(items)
         self._open_bytes += size
         if self.discards:

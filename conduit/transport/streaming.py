@@ -176,12 +176,18 @@ class Streams:
                 sender.flush()
 
     def fail(self, error: ConnectionClosed) -> None:
-        """End everything: the connection is gone."""
-        for sender, receiver, answer in self._open.values():
+        """End everything: the connection is gone.
+
+        A call whose items have come has surely run, and its caller is told so. The others that this
+        side has made are for `Calls.fail`.
+        """
+        for sender, receiver, answer in list(self._open.values()):
             if sender is not None:
                 sender.close(_lost(error))
             if receiver is not None and answer is None:  # the answer tells a caller
                 receiver.end(_lost(error))
+            elif receiver is not None and receiver.started and answer and not answer.done():
+                answer.set_exception(_lost(error, executed=True))
 
     # Calls that this side makes.
 
@@ -305,9 +311,9 @@ class Streams:
         return result
 
 
-def _lost(error: ConnectionClosed) -> ConnectionLost:
+def _lost(error: ConnectionClosed, *, executed: bool | None = None) -> ConnectionLost:
     text = f"the connection was lost while a stream was open: {error}"
-    lost = ConnectionLost(error.reason, code=error.code, message=text)
+    lost = ConnectionLost(error.reason, code=error.code, message=text, executed=executed)
     lost.__cause__ = error.__cause__
     return lost
 

@@ -288,11 +288,13 @@ class RawPeer:
         user: str = "default",
         *,
         caps: dict[str, Any] | None = None,
+        session: dict[str, Any] | None = None,
         write: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> dict[str, Any]:
         """Log in as a client, check that the server knows the password too, return AUTH_SUCCESS.
 
-        `write` sends each of the two frames, for tests that cut them into pieces.
+        `write` sends each of the two frames, for tests that cut them into pieces. `session` is the
+        one to go on with.
 
         Raises:
             LoginRefused: the server said no.
@@ -305,7 +307,7 @@ class RawPeer:
                 "mech": "SCRAM-SHA-256",
                 "scram": "n,," + bare,
                 "caps": CAPS if caps is None else caps,
-                "session": None,
+                "session": session,
                 "agent": "raw/1.0",
             }
         )
@@ -484,6 +486,7 @@ class Relay:
         self._attempted = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
+        self._deaf: set[asyncio.StreamWriter] = set()
         self._server: asyncio.AbstractServer | None = None
         self.address = ("127.0.0.1", 0)
 
@@ -514,6 +517,10 @@ class Relay:
         """Break every link, and hang up on whoever tries again."""
         self.plugged = False
         self.cut()
+
+    def swallow(self) -> None:
+        """Let nothing through any more, without a word; new links are as good as ever."""
+        self._deaf.update(self._writers)
 
     async def attempted(self, count: int) -> None:
         """Wait until somebody has connected `count` times since the start."""
@@ -550,8 +557,9 @@ class Relay:
         with contextlib.suppress(ConnectionError, RuntimeError):
             while data := await reader.read(65536):
                 tap += data
-                writer.write(data)
-                await writer.drain()
+                if writer not in self._deaf:
+                    writer.write(data)
+                    await writer.drain()
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()

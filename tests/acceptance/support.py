@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,16 @@ FAST_LOGIN = Limits(min_iterations=4096)
 async def within(awaitable: Awaitable[T], seconds: float = TIMEOUT) -> T:
     """Wait for something that has to happen, and fail if it does not."""
     return await asyncio.wait_for(awaitable, seconds)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition that no event tells of."""
+
+    async def look() -> None:
+        while not condition():  # noqa: ASYNC110  # it lets the loop run and does not sleep
+            await asyncio.sleep(0)
+
+    await within(look())
 
 
 def new_server(**fields: Any) -> Server:

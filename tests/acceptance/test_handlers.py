@@ -1671,7 +1671,7 @@ async def test_a_plain_connect_is_one_attempt() -> None:
 
 
 async def test_handlers_stay_after_a_reconnect_and_hooks_may_call() -> None:
-    server = new_server()
+    server = new_server(resume_ttl=0)
     async with server, Relay(server.address) as relay:
         client = new_client(relay.address)
         heard: asyncio.Queue[Any] = asyncio.Queue()

@@ -128,7 +128,7 @@ async def test_stop_returns_with_a_live_client() -> None:
 
 
 async def test_a_peer_that_dies_during_a_call_fails_the_call_at_once() -> None:
-    server = new_server()
+    server = new_server(resume_ttl=0)
     running = asyncio.Event()
 
     @server.rpc

@@ -273,7 +273,7 @@ async def test_n08_a_client_handles_what_the_server_broadcasts() -> None:
 
 
 async def test_n09_on_connect_runs_at_the_first_connect_only() -> None:
-    async with new_server() as server, Relay(server.address) as relay:
+    async with new_server(resume_ttl=0) as server, Relay(server.address) as relay:
         client = new_client(relay.address)
         connects: list[object] = []
         reconnected = asyncio.Event()
@@ -958,7 +958,7 @@ async def test_n21_ipv4() -> None:
 
 
 async def test_n22_a_lost_link_is_made_again_and_the_hooks_run() -> None:
-    async with new_server() as server, Relay(server.address) as relay:
+    async with new_server(resume_ttl=0) as server, Relay(server.address) as relay:
         client = new_client(relay.address)
         events: asyncio.Queue[str] = asyncio.Queue()
 
@@ -992,7 +992,7 @@ async def test_n22_the_attempts_are_counted_and_then_it_is_over() -> None:
 
 
 async def test_n22_zero_attempts_means_for_ever() -> None:
-    async with new_server() as server, Relay(server.address) as relay:
+    async with new_server(resume_ttl=0) as server, Relay(server.address) as relay:
         client = new_client(relay.address, reconnect_attempts=0, reconnect_delay=0.001)
         again = asyncio.Event()
 
@@ -1018,9 +1018,9 @@ async def test_n22_no_reconnect_where_it_is_switched_off() -> None:
         assert relay.attempts == 1
 
 
-@pytest.mark.parametrize("reconnect", [False, True])
-async def test_n22_pending_calls_fail_at_once_on_loss(reconnect: bool) -> None:
-    server = new_server()
+@pytest.mark.parametrize("reconnect, keeps", [(False, 30), (True, 0)])
+async def test_n22_pending_calls_fail_at_once_on_loss(reconnect: bool, keeps: float) -> None:
+    server = new_server(resume_ttl=keeps)
     running = asyncio.Event()
 
     @server.rpc

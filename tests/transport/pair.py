@@ -23,12 +23,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
-from conduit.protocol.events import Capabilities, KeysNeeded, VerifierNeeded, WelcomeNeeded
+from conduit.exceptions import ConnectionClosed
+from conduit.protocol.events import Capabilities, Resumed, ResumeWanted, WelcomeNeeded
 from conduit.protocol.frames import HEADER, SEQUENCED, FrameType, word
 from conduit.protocol.login import ClientLogin, ServerLogin
 from conduit.protocol.session import Session
 from conduit.rpc.router import Router
-from conduit.transport.connection import ACCEPTING, CONNECTING, Connection
+from conduit.transport.connection import ACCEPTING, CONNECTING, Connection, Question
 from conduit.transport.link import SocketLink
 from conduit.transport.loop import Shared
 from conduit.transport.settings import Settings
@@ -160,7 +161,6 @@ class MemoryLink:
         self._buffer: deque[bytes] = deque()
         self._size = 0
         self._rest = b""
-        self._large = False
         self._stalled = False
         self._paused = False
         self._moving = False
@@ -187,6 +187,13 @@ class MemoryLink:
     def finish(self) -> None:
         self._finished = True
         self._move_soon()
+
+    def carry(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def abandon(self) -> None:
+        self.lost = True
+        self.abort()
 
     def abort(self) -> None:
         self._drop()
@@ -278,13 +285,14 @@ class MemoryLink:
         view = memoryview(data)
         try:
             while view and not self.lost:
-                if not self._large:
-                    self._large = self.connection.inlet.receive(bytes(view))
+                if self.connection.protocol.large is None:
+                    self.connection.inlet.receive(bytes(view))
                     return
                 place = self.connection.inlet.buffer()
                 count = min(len(place), len(view))
                 place[:count] = view[:count]
-                self._large = self.connection.inlet.buffer_filled(count)
+                del place  # as a transport lets go of it before it reads again
+                self.connection.inlet.buffer_filled(count)
                 view = view[count:]
         except Exception:
             self.abort()  # as a transport does when its protocol fails; and the loop reports it
@@ -315,17 +323,30 @@ class Side:
         transport: What the link writes to, if it is a socket.
         ready: Done when the login is.
         endings: Why the connection ended, as its owner was told; one entry, once it has.
+        losses: Why its link was lost, each time that it waits for another.
+        returns: How often it went on over another link.
     """
 
-    def __init__(self, settings: tuple[Settings, bool], *, accepting: bool) -> None:
+    def __init__(
+        self, settings: tuple[Settings, bool], *, accepting: bool, keeps: float = 0.0
+    ) -> None:
         loop = asyncio.get_running_loop()
-        self._settings, compress = settings
+        self._settings, self._compress = settings
+        self._accepting = accepting
+        self._keeps = keeps
         self.router = Router(with_connection=accepting)
         self.ready: asyncio.Future[None] = loop.create_future()
         self.endings: list[Exception] = []
+        self.losses: list[ConnectionClosed] = []
+        self.returns = 0
         self.link: Any = None
         self.transport: Any = None
-        self.connection = Connection(
+        self.connection = self.make_connection()
+
+    def make_connection(self, session: Session | None = None) -> Connection:
+        """Return a connection that is about to log in, for a session that is to go on."""
+        loop, accepting, compress = asyncio.get_running_loop(), self._accepting, self._compress
+        connection = Connection(
             Shared.of(loop),
             loop,
             self,
@@ -334,7 +355,8 @@ class Side:
             first_id=ACCEPTING if accepting else CONNECTING,
             address="server" if accepting else "client",
         )
-        protocol = self.connection.protocol
+        connection.keeps = self._keeps
+        protocol = connection.protocol
         if accepting:
             protocol.accept(
                 ServerLogin(
@@ -355,8 +377,10 @@ class Side:
                     user=None,
                     agent="client/1",
                     compress=compress,
+                    session=session,
                 )
             )
+        return connection
 
     # Handlers.
 
@@ -394,17 +418,27 @@ class Side:
 
     # What the connection calls.
 
-    def asked(
-        self, connection: Connection, event: VerifierNeeded | KeysNeeded | WelcomeNeeded
-    ) -> None:
-        assert isinstance(event, WelcomeNeeded)
-        connection.introduce(Session(b"s" * 16, b"e" * 8))
-        connection.welcome("server", "2")
+    def asked(self, connection: Connection, event: Question) -> None:
+        if isinstance(event, ResumeWanted):
+            connection.welcome_back(self.connection, event.accepted, "server", "2")
+        elif isinstance(event, Resumed) and self.connection.away:
+            self.connection.take_over(connection, event.accepted, event.rest)
+        elif isinstance(event, WelcomeNeeded):
+            connection.introduce(Session(b"s" * 16, b"e" * 8))
+            connection.welcome("server", "2")
 
     def opened(self, connection: Connection) -> None:
         self.ready.set_result(None)
 
+    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
+        self.losses.append(reason)
+
+    def returned(self, connection: Connection) -> None:
+        self.returns += 1
+
     def ended(self, connection: Connection, error: Exception) -> None:
+        if connection is not self.connection:
+            return  # it was to carry the session on, and its login failed
         self.endings.append(error)
         if not self.ready.done():
             self.ready.set_exception(error)
@@ -416,6 +450,9 @@ class Pair:
     Attributes:
         client: The side that connects.
         server: The side that accepts.
+
+    Args:
+        keeps: Seconds for which both sides keep the session when the link is lost.
     """
 
     def __init__(
@@ -423,17 +460,32 @@ class Pair:
         *,
         client: tuple[Settings, bool] | None = None,
         server: tuple[Settings, bool] | None = None,
+        keeps: float = 0.0,
     ) -> None:
-        self.client = Side(client or settings(), accepting=False)
-        self.server = Side(server or settings(), accepting=True)
+        self.client = Side(client or settings(), accepting=False, keeps=keeps)
+        self.server = Side(server or settings(), accepting=True, keeps=keeps)
 
     async def join(self) -> None:
         """Make the link, and nothing more."""
-        ends = [MemoryLink(side.connection) for side in (self.client, self.server)]
+        self._link(self.client.connection, self.server.connection)
+
+    def _link(self, client: Connection, server: Connection) -> None:
+        ends = [MemoryLink(client), MemoryLink(server)]
         self.client.link, self.server.link = ends
         ends[0].peer, ends[1].peer = ends[1], ends[0]
-        for side in (self.server, self.client):
-            side.connection.link_made(side.link)
+        for end in reversed(ends):
+            end.connection.link_made(end)
+
+    def start_again(self) -> None:
+        """Make another link, over which the session is to go on."""
+        session = self.client.connection.session
+        self._link(self.client.make_connection(session), self.server.make_connection())
+
+    async def come_back(self) -> None:
+        """Make another link, and wait until both sides use it."""
+        before = self.client.returns
+        self.start_again()
+        await until(lambda: self.client.returns > before)
 
     async def __aenter__(self: P) -> P:
         await self.join()
