@@ -196,7 +196,8 @@ def conduit_threads() -> list[threading.Thread]:
 # The same names.
 
 
-INNER = {"asked", "opened", "away", "returned", "ended", "use", "ready"}  # how the parts talk to each other
+# How the parts talk to each other.
+INNER = {"asked", "opened", "away", "returned", "ended", "use", "ready"}
 INNER |= {"bind"}  # the methods of an interface are `async def`, and so for the event loop
 ATTRIBUTES = {"descriptor"}  # of each object there, and a property here
 
