@@ -190,7 +190,7 @@ class Connection:
         self.version = ""
         self.state: dict[str, Any] = {}
         self.call = self._calls.call
-        self.rpc = Caller(self.call, self.stream)
+        self.rpc = Caller(self.call, self.stream, timeout=settings.timeout)
 
     # What users call.
 
