@@ -356,6 +356,24 @@ async def test_whoever_waits_for_a_connection_hears_that_there_will_be_none() ->
     await within(desk.server.stop())
 
 
+async def test_a_hook_that_the_reconnect_waits_for_waits_in_vain() -> None:
+    desk = Desk()
+    async with running(desk.server) as client:
+        heard: asyncio.Queue[Exception] = asyncio.Queue()
+
+        @client.on_disconnect
+        async def ask(client: Client, reason: ConnectionClosed) -> None:
+            try:
+                await client.rpc.call("work", retry=SURE, timeout=0.02)
+            except ConnectionClosed as exc:
+                heard.put_nowait(exc)
+
+        desk.losses = 1
+        assert await within(client.rpc.call("lose", retry=SURE)) == 2
+        assert "is being made again" in str(heard.get_nowait())
+        assert desk.called == []
+
+
 async def test_the_blocking_client_does_the_same() -> None:
     desk = Desk()
     desk.errors = [Overloaded()]
