@@ -141,9 +141,9 @@ class Caller:
         """
         if returns is None and retry is None:
             return self._call(method, args, timeout, False, headers)
-        return self._result(returns, retry, method, args, timeout, True, headers)
+        return self._call_and_read(returns, retry, method, args, timeout, True, headers)
 
-    async def _result(self, returns: Any, retry: Retry | None, *request: Any) -> Any:
+    async def _call_and_read(self, returns: Any, retry: Retry | None, *request: Any) -> Any:
         call = self._call if retry is None else partial(self._retried, retry, False)
         body: list[Any] = await call(*request)
         return _result(returns, body)
