@@ -181,27 +181,31 @@ class Caller:
                 result = await self._call(method, args, attempts.left(now()), whole, headers)
             except (ConnectionClosed, RPCError) as exc:
                 pause = attempts.failed(exc, now())
-                if pause is None or not await self._again(exc, pause, deadline - pause - now()):
+                if pause is None or not await self._again(exc, pause, deadline):
                     raise
             else:
                 attempts.succeeded()
                 return result
 
-    async def _again(self, error: Exception, pause: float, spare: float) -> bool:
+    async def _again(self, error: Exception, pause: float, deadline: float) -> bool:
         """Wait until a call may be made again; False when it cannot be.
 
         Args:
             error: What it failed with.
-            pause: Seconds to wait, once there is a connection.
-            spare: Seconds to wait for one.
+            pause: Seconds to wait.
+            deadline: By when there must be a connection, and the pause be over.
         """
-        if self._ready is not None:
-            if not await self._ready(None if spare == math.inf else spare):
+        if self._ready is None:
+            if isinstance(error, ConnectionClosed):
                 return False
-        elif isinstance(error, ConnectionClosed):
+            await asyncio.sleep(pause)
+            return True
+        now, forever = asyncio.get_running_loop().time, deadline == math.inf
+        # The pause comes behind the wait, so that calls which wait together do not go on together.
+        if not await self._ready(None if forever else deadline - pause - now()):
             return False
         await asyncio.sleep(pause)
-        return True
+        return await self._ready(None if forever else deadline - now())
 
     @overload
     def stream(

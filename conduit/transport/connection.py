@@ -394,7 +394,7 @@ class Connection:
         if self._error is None:
             self._protocol.go_away(CloseCode.GOING_AWAY, "the server stops", round(grace * 1000))
             self._outlet.flush()
-            self._serving.draining = True
+            self._serving.draining = self._loop.time() + grace
             await self._wait_for_handlers(grace, spared)
             self._serving.stop_all(Unavailable("the server stops", details={"retryable": True}))
             self._messages.stop()

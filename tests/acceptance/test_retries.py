@@ -332,6 +332,40 @@ async def test_a_call_waits_for_the_server_to_come_back() -> None:
     await within(desk.server.stop())
 
 
+async def test_a_call_comes_back_when_the_server_has_stopped_and_another_is_there() -> None:
+    desk = Desk()
+    held = asyncio.Event()
+
+    @desk.server.rpc
+    async def hold() -> None:
+        held.set()
+        await asyncio.Event().wait()
+
+    await desk.server.start()
+    port = desk.server.address[1]
+    client = new_client(desk.server, reconnect_attempts=0)
+    await within(client.connect())
+    holding = asyncio.ensure_future(client.rpc.call("hold"))
+    await within(held.wait())
+    stopping = asyncio.ensure_future(desk.server.stop(grace=0.4))
+    with pytest.raises(Unavailable) as caught:
+        while True:
+            await within(client.rpc.call("work"))
+    assert caught.value.retry_after is not None and 0.1 <= caught.value.retry_after <= 0.5
+    before = len(desk.called)
+    call = asyncio.ensure_future(client.rpc.call("work", retry=FAST))
+    with pytest.raises(Unavailable):
+        await within(holding)
+    await within(stopping)
+    assert len(desk.called) == before and not call.done()
+
+    desk = Desk(port=port)
+    await desk.server.start()
+    assert await within(call) == 1
+    await within(client.disconnect())
+    await within(desk.server.stop())
+
+
 async def test_whoever_waits_for_a_connection_hears_that_there_will_be_none() -> None:
     desk = Desk()
     await desk.server.start()
