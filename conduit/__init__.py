@@ -25,6 +25,8 @@ from .exceptions import (
 from .rpc.bind import options
 from .rpc.caller import data
 from .rpc.context import Context
+from .rpc.contract import idempotent
+from .rpc.retry import Retry
 from .server import Server
 from .transport.connection import Connection
 from .transport.handling import no_deadline
@@ -56,6 +58,7 @@ __all__ = [
     "RPCError",
     "RPCTimeout",
     "Response",
+    "Retry",
     "Server",
     "ServerDescriptor",
     "Status",
@@ -67,6 +70,7 @@ __all__ = [
     "data",
     "from_thread",
     "hash_password",
+    "idempotent",
     "no_deadline",
     "options",
 ]

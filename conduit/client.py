@@ -63,8 +63,8 @@ class ClientCaller(Caller):
 
     __slots__ = ("_router",)
 
-    def __init__(self, call: Any, stream: Any, router: Router) -> None:
-        super().__init__(call, stream)
+    def __init__(self, offline: _Offline, router: Router, timeout: float | None) -> None:
+        super().__init__(offline.call, offline.stream, timeout=timeout, ready=offline.ready)
         self._router = router
 
     @overload
@@ -128,7 +128,7 @@ class Client:
         self._failures = 0
         self._ready_since = 0.0
         self._offline = _Offline()
-        self.rpc = ClientCaller(self._offline.call, self._offline.stream, self._router)
+        self.rpc = ClientCaller(self._offline, self._router, self._settings.timeout)
 
     # Handlers and hooks.
 
@@ -227,7 +227,7 @@ class Client:
         if self.status not in (Status.IDLE, Status.CLOSED):
             raise RuntimeError(f"the client is {self.status.value} already")
         loop = asyncio.get_running_loop()
-        self._offline.status = Status.CONNECTING
+        self._offline.become(Status.CONNECTING)
         self._closed = loop.create_future()
         self._failures = 0
         self._reason = None
@@ -284,7 +284,7 @@ class Client:
         await self.disconnect()
 
     def _end(self) -> None:
-        self._offline.status = Status.CLOSED
+        self._offline.become(Status.CLOSED)
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
@@ -448,7 +448,7 @@ class Client:
         older.take_over(connection, event.accepted, event.rest)
 
     def _ready(self) -> None:
-        self._offline.status = Status.READY
+        self._offline.become(Status.READY)
         self._announced = False
         self._ready_since = asyncio.get_running_loop().time()
         if self._login is not None and not self._login.done():
@@ -498,7 +498,7 @@ class Client:
             lost: Whether the session is over as well.
         """
         self._reason, self._announced = reason, True
-        self._offline.status = Status.RECONNECTING
+        self._offline.become(Status.RECONNECTING)
         if asyncio.get_running_loop().time() - self._ready_since >= STEADY:
             self._failures = 0
         logger.warning("connection lost (%s); connecting again", reason)
@@ -620,10 +620,26 @@ class _Offline:
     so be freed by garbage collections only.
     """
 
-    __slots__ = ("status",)
+    __slots__ = ("_changed", "status")
 
     def __init__(self) -> None:
         self.status = Status.IDLE
+        self._changed: asyncio.Future[None] | None = None
+
+    def become(self, status: Status) -> None:
+        """Change the status, and tell whoever waits for that."""
+        self.status = status
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set_result(None)
+
+    async def ready(self, seconds: float | None) -> bool:
+        """Wait until there is a connection, so many seconds at most; False if there is none."""
+        if self.status in (Status.CONNECTING, Status.RECONNECTING):
+            if self._changed is None:
+                self._changed = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._changed], timeout=seconds)
+        return self.status is Status.READY
 
     def error(self) -> ConnectionClosed:
         """Return the error that says why there is no connection."""

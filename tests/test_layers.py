@@ -47,7 +47,7 @@ LAYERS = [
         "transport.thread_items",
     },
     {"transport.inlet", "transport.streaming"},
-    {"rpc.contract", "rpc.validation"},
+    {"rpc.contract", "rpc.retry", "rpc.validation"},
     {"rpc.streams"},
     {"rpc.interface"},
     {"rpc.bind"},

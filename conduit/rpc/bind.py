@@ -20,10 +20,11 @@ from ..transport.serving import Response
 from ..transport.stream import Check
 from ..transport.stream_call import OpenCall, StreamCall
 from .interface import Operation, operations
+from .retry import Retry
 from .streams import item_of
 from .validation import adapter_of
 
-__all__ = ["Bound", "Call", "OpenStream", "bound_class", "options"]
+__all__ = ["Bound", "Call", "OpenStream", "Retried", "bound_class", "options"]
 
 T = TypeVar("T")
 
@@ -35,6 +36,11 @@ OpenStream = Callable[
 ]
 """Method, arguments, timeout, what validates the items, and headers."""
 
+Retried = Callable[
+    [Retry, bool, str, Params, "float | None | Default", bool, Headers], Coroutine[Any, Any, Any]
+]
+"""How to try again, whether the method is marked idempotent, and then as for `Call`."""
+
 
 class Bound:
     """The methods of a peer that an interface declares; what `rpc.bind` returns is one.
@@ -42,18 +48,27 @@ class Bound:
     Args:
         call: Makes a call.
         open: Makes a call with streams.
+        retried: Makes a call, and makes it again.
         timeout: Seconds for each call, None for no deadline; `DEFAULT` is what `rpc.call` and
             `rpc.stream` have.
+        retry: How calls are made again that have no streams, or None.
     """
 
-    __slots__ = ("_call", "_open", "_timeout")
+    __slots__ = ("_call", "_open", "_retried", "_retry", "_timeout")
 
     def __init__(
-        self, call: Call, open: OpenStream, timeout: float | None | Default = DEFAULT
+        self,
+        call: Call,
+        open: OpenStream,
+        retried: Retried,
+        timeout: float | None | Default = DEFAULT,
+        retry: Retry | None = None,
     ) -> None:
         self._call = call
         self._open = open
+        self._retried = retried
         self._timeout = timeout
+        self._retry = retry
 
     def __init_subclass__(cls, interface: type) -> None:
         for operation in operations(interface):
@@ -65,8 +80,16 @@ class Bound:
                 method = cls._plain(operation)
             setattr(cls, operation.name, functools.wraps(operation.function)(method))
 
-    def __replace__(self, *, timeout: float | None) -> Bound:
-        return type(self)(self._call, self._open, timeout)
+    def __replace__(
+        self, *, timeout: float | None | Default, retry: Retry | None | Default
+    ) -> Bound:
+        return type(self)(
+            self._call,
+            self._open,
+            self._retried,
+            self._timeout if isinstance(timeout, Default) else timeout,
+            self._retry if isinstance(retry, Default) else retry,
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of a peer>"
@@ -75,9 +98,13 @@ class Bound:
     def _plain(operation: Operation) -> Callable[..., Any]:
         """Return a method that has an answer."""
         name, params, read = operation.name, _params(operation), _reader(operation)
+        marked = operation.contract.idempotent
 
         async def method(self: Bound, /, *args: Any, **kwargs: Any) -> Any:
-            return read(await self._call(name, params(args, kwargs), self._timeout, True, None))
+            call = (
+                self._call if self._retry is None else partial(self._retried, self._retry, marked)
+            )
+            return read(await call(name, params(args, kwargs), self._timeout, True, None))
 
         return method
 
@@ -130,22 +157,29 @@ def _bound_class(interface: type) -> type[Bound]:
     return cast("type[Bound]", made)
 
 
-def options(bound: T, *, timeout: float | None) -> T:
+def options(
+    bound: T,
+    *,
+    timeout: float | None | Default = DEFAULT,
+    retry: Retry | None | Default = DEFAULT,
+) -> T:
     """Return the same methods with other options; the object that is given stays as it is.
 
         await options(calculator, timeout=2).add(1, 2)
 
     Args:
-        bound: What `rpc.bind` or `options` has returned.
+        bound: What `rpc.bind` or `options` has returned. What is not given here is as it is there.
         timeout: Seconds for each call, the wait in line included; for a stream, for the whole of
             it. None for no deadline.
+        retry: How calls are made again; None for once only. Methods that are marked `@idempotent`
+            are made again also when they may have run. Calls with streams are made once.
 
     Raises:
         TypeError: It is something else.
     """
     if not isinstance(bound, Bound):
         raise TypeError(f"options are for what rpc.bind(...) returns, not {bound!r}")
-    return cast("T", bound.__replace__(timeout=timeout))
+    return cast("T", bound.__replace__(timeout=timeout, retry=retry))
 
 
 def _params(operation: Operation) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:

@@ -15,6 +15,7 @@ from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.loop_thread import LoopThread
 from ..transport.thread_items import in_threads
 from .caller import Caller
+from .retry import Retry
 
 __all__ = ["BlockingCaller", "StreamCall"]
 
@@ -161,6 +162,7 @@ class BlockingCaller:
         *,
         timeout: float | None | Default = DEFAULT,
         headers: Headers = None,
+        retry: Retry | None = None,
     ) -> Any: ...
 
     @overload
@@ -172,6 +174,7 @@ class BlockingCaller:
         timeout: float | None | Default = DEFAULT,
         returns: type[T],
         headers: Headers = None,
+        retry: Retry | None = None,
     ) -> T: ...
 
     @overload
@@ -183,6 +186,7 @@ class BlockingCaller:
         timeout: float | None | Default = DEFAULT,
         returns: Any,
         headers: Headers = None,
+        retry: Retry | None = None,
     ) -> Any: ...
 
     def call(
@@ -193,13 +197,20 @@ class BlockingCaller:
         timeout: float | None | Default = DEFAULT,
         returns: Any = None,
         headers: Headers = None,
+        retry: Retry | None = None,
     ) -> Any:
         """Call a method and return its result; arguments and errors are those of `conduit.Client`.
 
         Ctrl-C while it waits cancels the handler at the server, and the client can be used again.
         """
         return self._thread().run(
-            self._call, method, args, timeout=timeout, returns=returns, headers=headers
+            self._call,
+            method,
+            args,
+            timeout=timeout,
+            returns=returns,
+            headers=headers,
+            retry=retry,
         )
 
     @overload

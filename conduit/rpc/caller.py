@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from types import GenericAlias
@@ -9,15 +11,20 @@ from typing import Any, TypeVar, cast, overload
 
 from pydantic import TypeAdapter
 
+from ..exceptions import ConnectionClosed, RPCError
 from ..transport.calls import DEFAULT, Default, Headers, Params
+from ..transport.handling import HANDLING, inherit
 from ..transport.serving import Response
 from ..transport.stream_call import StreamCall
 from .bind import Call, OpenStream, bound_class
+from .retry import Attempts, Budget, Retry
 
 __all__ = ["Caller", "convert", "data"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Ready = Callable[["float | None"], Coroutine[Any, Any, bool]]
 
 
 def data(**parameters: Any) -> dict[str, Any]:
@@ -30,13 +37,30 @@ class Caller:
 
     `rpc.call("add", {"a": 1, "b": 2})` takes any name, any arguments and a timeout;
     `rpc.add(a=1, b=2)` is the short form, in which every keyword is a parameter.
+
+    Args:
+        call: Makes a call.
+        stream: Makes a call with streams.
+        timeout: Seconds that a call has by default, or None.
+        ready: Waits until the peer can be called, so many seconds at most; False when it cannot be
+            then. None where a connection that is lost does not come back.
     """
 
-    __slots__ = ("_call", "_stream")
+    __slots__ = ("_budget", "_call", "_ready", "_stream", "_timeout")
 
-    def __init__(self, call: Call, stream: OpenStream) -> None:
+    def __init__(
+        self,
+        call: Call,
+        stream: OpenStream,
+        *,
+        timeout: float | None = None,
+        ready: Ready | None = None,
+    ) -> None:
         self._call = call
         self._stream = stream
+        self._timeout = timeout
+        self._ready = ready
+        self._budget: Budget | None = None
 
     def use(self, call: Call, stream: OpenStream) -> None:
         """Call through another connection from now on."""
@@ -51,6 +75,7 @@ class Caller:
         *,
         timeout: float | None | Default = DEFAULT,
         headers: Headers = None,
+        retry: Retry | None = None,
     ) -> Coroutine[Any, Any, Any]: ...
 
     @overload
@@ -62,6 +87,7 @@ class Caller:
         timeout: float | None | Default = DEFAULT,
         returns: type[T],
         headers: Headers = None,
+        retry: Retry | None = None,
     ) -> Coroutine[Any, Any, T]: ...
 
     @overload
@@ -73,6 +99,7 @@ class Caller:
         timeout: float | None | Default = DEFAULT,
         returns: Any,
         headers: Headers = None,
+        retry: Retry | None = None,
     ) -> Coroutine[Any, Any, Any]: ...
 
     def call(
@@ -83,6 +110,7 @@ class Caller:
         timeout: float | None | Default = DEFAULT,
         returns: Any = None,
         headers: Headers = None,
+        retry: Retry | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """Call a method and return its result.
 
@@ -98,6 +126,8 @@ class Caller:
             returns: A type that the result is validated against and turned into; `Response` gives
                 the result together with its headers.
             headers: Plain data beside the arguments, which `Context.headers` gives to the handler.
+            retry: Make the call again where it is safe, and wait for a client that connects again;
+                the error is then that of the last attempt. Cancelling it ends a pause as well.
 
         Raises:
             RPCTimeout: No answer came in time.
@@ -109,20 +139,73 @@ class Caller:
             ConnectionClosed: The connection is closed.
             pydantic.ValidationError: The result is not what `returns` says.
         """
-        if returns is None:
+        if returns is None and retry is None:
             return self._call(method, args, timeout, False, headers)
-        return self._typed_result(method, args, timeout, returns, headers)
+        return self._call_and_read(returns, retry, method, args, timeout, True, headers)
 
-    async def _typed_result(
+    async def _call_and_read(self, returns: Any, retry: Retry | None, *request: Any) -> Any:
+        call = self._call if retry is None else partial(self._retried, retry, False)
+        body: list[Any] = await call(*request)
+        return _result(returns, body)
+
+    async def _retried(
         self,
+        retry: Retry,
+        idempotent: bool,
         method: str,
         args: Params,
         timeout: float | None | Default,
-        returns: Any,
+        whole: bool,
         headers: Headers,
     ) -> Any:
-        body: list[Any] = await self._call(method, args, timeout, True, headers)
-        return _result(returns, body)
+        """Make a call, and make it again while `retry` says so.
+
+        Args:
+            retry: The attempts and the pauses.
+            idempotent: Whether the method is marked.
+            method, args, timeout, whole, headers: As for `Calls.call`.
+        """
+        seconds = self._timeout if isinstance(timeout, Default) else timeout
+        handling = HANDLING.get()
+        if handling is not None:
+            seconds = inherit(handling, seconds)
+        if self._budget is None:
+            self._budget = Budget()
+        now = asyncio.get_running_loop().time
+        deadline = math.inf if seconds is None else now() + seconds
+        attempts = Attempts(retry, self._budget, idempotent=idempotent, deadline=deadline)
+        if self._ready is not None:
+            await self._ready(attempts.left(now()))
+        while True:
+            try:
+                result = await self._call(method, args, attempts.left(now()), whole, headers)
+            except (ConnectionClosed, RPCError) as exc:
+                pause = attempts.failed(exc, now())
+                if pause is None or not await self._again(exc, pause, deadline):
+                    raise
+            else:
+                attempts.succeeded()
+                return result
+
+    async def _again(self, error: Exception, pause: float, deadline: float) -> bool:
+        """Wait until a call may be made again; False when it cannot be.
+
+        Args:
+            error: What it failed with.
+            pause: Seconds to wait.
+            deadline: By when there must be a connection, and the pause be over.
+        """
+        if self._ready is None:
+            if isinstance(error, ConnectionClosed):
+                return False
+            await asyncio.sleep(pause)
+            return True
+        now, forever = asyncio.get_running_loop().time, deadline == math.inf
+        # The pause comes behind the wait, so that calls which wait together do not go on together.
+        if not await self._ready(None if forever else deadline - pause - now()):
+            return False
+        await asyncio.sleep(pause)
+        return await self._ready(None if forever else deadline - now())
 
     @overload
     def stream(
@@ -249,6 +332,7 @@ class Caller:
         bound: Any = bound_class(interface)(
             lambda *request: self._call(*request),  # pyright: ignore[reportUnknownLambdaType]
             lambda *request: self._stream(*request),  # pyright: ignore[reportUnknownLambdaType]
+            self._retried,
         )
         return cast("T", bound)
 

@@ -1,4 +1,4 @@
-"""What a function promises: its signature, its annotations as objects, and its docstring."""
+"""What a function promises: its signature, its annotations as objects, its docstring, its mark."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-__all__ = ["Contract", "called", "contract_of", "lone_model"]
+__all__ = ["Contract", "called", "contract_of", "idempotent", "lone_model"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__conduit_idempotent__"
 
 
 class Contract(NamedTuple):
@@ -20,11 +24,13 @@ class Contract(NamedTuple):
         signature: The parameters.
         hints: The annotations as objects, the one of the result as `return`.
         description: The docstring, or nothing.
+        idempotent: Whether it may run twice; see `idempotent`.
     """
 
     signature: inspect.Signature
     hints: dict[str, Any]
     description: str
+    idempotent: bool
 
 
 def contract_of(function: Callable[..., Any], name: str) -> Contract:
@@ -48,7 +54,23 @@ def contract_of(function: Callable[..., Any], name: str) -> Contract:
             f"an annotation of handler {name!r} cannot be resolved: {exc}; "
             "it must be importable at module level where the handler is defined"
         ) from exc
-    return Contract(signature, hints, inspect.getdoc(function) or "")
+    marked = bool(getattr(function, _MARK, False) or getattr(called(function), _MARK, False))
+    return Contract(signature, hints, inspect.getdoc(function) or "", marked)
+
+
+def idempotent(function: F) -> F:
+    """Mark a method: whether it runs once or twice makes no difference.
+
+        class Store(Protocol):
+            @idempotent
+            async def write(self, key: str, value: bytes) -> None: ...
+
+    In an interface it lets calls with `retry=` be made again also when the first one may have run;
+    see `Retry`. Discovery shows it, of interfaces that are served and of handlers. It stands below
+    `@server.rpc`. The function is returned as it is.
+    """
+    setattr(function, _MARK, True)
+    return function
 
 
 def called(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,6 +59,7 @@ def _method(operation: Operation, interface: type, implementation: object) -> Me
         _signature(operation, own, filled),
         _hints(operation, own, filled, generator=generator),
         own.description or operation.contract.description,
+        own.idempotent or operation.contract.idempotent,
     )
     return Method(function, name, contract=contract)
 

@@ -126,14 +126,14 @@ def _operation(interface: type, name: str) -> Operation:
 
 
 def _without_self(contract: Contract, place: str) -> Contract:
-    signature, hints, description = contract
+    signature, hints = contract.signature, contract.hints
     parameters = list(signature.parameters.values())
     if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
         raise TypeError(f"{place}{signature} has no `self`")
     if parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
         return contract  # it is refused for that
     hints.pop(parameters[0].name, None)
-    return Contract(signature.replace(parameters=parameters[1:]), hints, description)
+    return contract._replace(signature=signature.replace(parameters=parameters[1:]))
 
 
 def _check_parameters(place: str, parameters: list[inspect.Parameter], contract: Contract) -> None:

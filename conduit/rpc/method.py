@@ -61,7 +61,8 @@ class Method:
         self.name = name
         self.timeout = timeout
         self.kind: Kind = _kind(function, name, thread)
-        signature, hints, self._description = contract or contract_of(function, name)
+        self._contract = contract = contract or contract_of(function, name)
+        signature, hints = contract.signature, contract.hints
         annotations = {key: shown(hint) for key, hint in hints.items()}
         self._connections = [p for p in signature.parameters if _is(hints.get(p), Connection)]
         self._contexts = [p for p in signature.parameters if _is(hints.get(p), Context)]
@@ -193,10 +194,11 @@ class Method:
         adapter, returns = self._model_adapter or self._adapter, self._returns
         return {
             "name": self.name,
-            "description": self._description,
+            "description": self._contract.description,
             "parameters": adapter.json_schema(schema_generator=Schema),
             "returns": {} if returns is None else returns.json_schema(**AS_SENT),
             **self._streams.describe(),
+            "idempotent": self._contract.idempotent,
             "requires": None,
         }
 
@@ -233,7 +235,7 @@ class MessageHandler:
         self.kind: Kind = _kind(function, name, thread)
         if inspect.isasyncgenfunction(called(function)):
             raise TypeError(f"handler {name!r} is a generator; messages have no streams")
-        signature, hints, _ = contract_of(function, name)
+        signature, hints, *_ = contract_of(function, name)
         parameters = list(signature.parameters.values())
         self._contexts = {p.name for p in parameters if _is(hints.get(p.name), Context)}
         injected = {p.name for p in parameters if _is(hints.get(p.name), Connection)}

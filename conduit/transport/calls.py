@@ -344,7 +344,8 @@ class Calls:
                     "call it from server.start_task(...)"
                 )
             if not self._limit:
-                raise Unavailable("the peer serves no calls", details={"executed": False})
+                details = {"retryable": False, "executed": False}
+                raise Unavailable("the peer serves no calls", details=details)
             if HANDLING.get() is not None or not self._backpressure:
                 raise Overloaded(
                     f"{len(self._pending)} calls are in flight and the peer serves {self._limit} "

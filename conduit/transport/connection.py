@@ -205,7 +205,7 @@ class Connection:
         self.version = ""
         self.state: dict[str, Any] = {}
         self.call = self._calls.call
-        self.rpc = Caller(self.call, self.stream)
+        self.rpc = Caller(self.call, self.stream, timeout=settings.timeout)
 
     # What users call.
 
@@ -492,7 +492,7 @@ class Connection:
         if self._link is not None and self._error is None:
             self._protocol.go_away(CloseCode.GOING_AWAY, "the server stops", round(grace * 1000))
             self._outlet.flush()
-            self._serving.draining = True
+            self._serving.draining = self._loop.time() + grace
             await self._wait_for_handlers(grace, spared)
             self._serving.stop_all(Unavailable("the server stops", details={"retryable": True}))
             self._messages.stop()

@@ -25,7 +25,6 @@ from ..exceptions import (
     ProtocolError,
     RPCError,
     RPCTimeout,
-    Unavailable,
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
@@ -276,8 +275,7 @@ class Messages:
             self._spend(size)
         name, data = body
         if serving.draining and not reply:
-            details = {"executed": False, "retryable": True}
-            self._unhandled(id, Unavailable("the server stops", details=details), size)
+            self._unhandled(id, serving.stopping(), size)
             return
         handler = self._handlers.get(name)
         if handler is None:

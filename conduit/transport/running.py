@@ -156,7 +156,7 @@ def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
         debug: Tell the traceback of an unexpected error too, which else stays in the log.
     """
     if isinstance(error, RPCError):
-        return error
+        return _as_of_this_call(error)
     if isinstance(error, asyncio.CancelledError):
         return CallCancelled(f"{name!r} was cancelled by the side that ran it")
     error_id = secrets.token_hex(8)
@@ -172,3 +172,26 @@ def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
         text += f": {type(error).__name__}: {text_of(error)}"
         details["traceback"] = text_of("".join(traceback.format_exception(error)))
     return InternalError(text, details=details)
+
+
+def _as_of_this_call(error: RPCError) -> RPCError:
+    """Return an error with an `executed` that is true of the call which it now answers.
+
+    What a handler itself raises may say that nothing was done. But if a call that the handler made
+    was not executed, and the handler lets that error out, then the handler was: whoever believed
+    the opposite, and called again, would have it done twice.
+    """
+    if not isinstance(error.details, dict) or error.details.get("executed") is not False:
+        return error
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    in_conduit = [
+        _package(frame.f_globals.get("__name__")) == _package(__name__) for frame in frames
+    ]
+    if all(in_conduit) or not in_conduit[-1]:
+        return error  # the handler did not begin, only passes calls on, or has raised it itself
+    details = {**error.to_wire(), "executed": True}
+    return RPCError.from_wire(error.code, error.message, details)
+
+
+def _package(module: object) -> str:
+    return str(module).partition(".")[0]

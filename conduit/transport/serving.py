@@ -54,6 +54,9 @@ _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
 HELD_BYTES: Final = 8 * 1024 * 1024
 """Bytes of answers that wait for an acknowledgement, above which calls are refused."""
 
+CLOSING: Final = 0.1
+"""Seconds that a side has to close in, behind the grace that it gives its handlers."""
+
 LONG: Final = 5.0
 """Seconds from which the usual time of a peer's calls is not looked at when their turn comes.
 
@@ -103,7 +106,8 @@ class Serving:
         debug: Whether the peer is shown the tracebacks of handlers that fail.
 
     Attributes:
-        draining: Whether new calls are refused because the end is near.
+        draining: When this side closes, by the loop's clock, if new calls are refused because of
+            that; else 0.
         handling: As above.
         held: Answers that wait because the outbox is full.
     """
@@ -155,7 +159,7 @@ class Serving:
         self.handling = handling
         self._limit = limit
         self.debug = debug
-        self.draining = False
+        self.draining = 0.0
         self._ttl: float | None = None
         self._hasty = False
         self._value_max = 0
@@ -228,8 +232,7 @@ class Serving:
     def _refuses(self, id: int) -> bool:
         """Refuse a call that must not run now."""
         if self.draining:
-            details = {"executed": False, "retryable": True}
-            self.refuse(id, Unavailable("the server stops", details=details))
+            self.refuse(id, self.stopping())
             return True
         if len(self._running) + len(self.held) >= self._limit or (
             self._outlet.full and self._held_bytes > HELD_BYTES
@@ -238,6 +241,15 @@ class Serving:
             self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
             return True
         return False
+
+    def stopping(self) -> Unavailable:
+        """Return the error for what comes while this side only ends what it has begun.
+
+        Whoever is told to wait until it has closed does not use up its attempts before.
+        """
+        seconds = max(0.0, self.draining - self._loop.time()) + CLOSING
+        details = {"executed": False, "retryable": True, "retry_after": round(seconds * 1000)}
+        return Unavailable("the server stops", details=details)
 
     def check_held(self) -> None:
         """Refuse to go on with a peer that goes on asking and does not acknowledge the answers.

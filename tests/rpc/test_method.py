@@ -786,7 +786,7 @@ def test_a_method_describes_itself() -> None:
         return item
 
     description = described(paint)
-    keys = {"name", "description", "parameters", "returns", "streaming", "requires"}
+    keys = {"name", "description", "parameters", "returns", "streaming", "idempotent", "requires"}
     assert set(description) == keys
     assert description["streaming"] is None
     assert description["name"] == "method"

@@ -57,6 +57,7 @@ async def call_with_options(client: Client) -> None:
     calculator = client.rpc.bind(Calculator)
     options(calculator, timeout="2")  # expect: seconds are a number
     options(calculator, key="1")  # expect: no such option
+    options(calculator, retry=3)  # expect: how often is not all that there is to say
     await options(calculator, timeout=2).add("1")  # expect: options change no type
 
 

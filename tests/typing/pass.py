@@ -9,7 +9,17 @@ from typing import Protocol
 
 from typing_extensions import assert_type
 
-from conduit import Client, Connection, Response, Server, Stream, StreamCall, options
+from conduit import (
+    Client,
+    Connection,
+    Response,
+    Retry,
+    Server,
+    Stream,
+    StreamCall,
+    idempotent,
+    options,
+)
 
 
 @dataclass
@@ -33,6 +43,7 @@ class Calculator(Protocol):
 
 class Store(ABC):
     @abstractmethod
+    @idempotent
     async def read(self, key: str) -> bytes | None: ...
 
     @abstractmethod
@@ -109,6 +120,9 @@ async def call(client: Client, connection: Connection) -> None:
     quick = options(calculator, timeout=2)
     assert_type(quick, Calculator)
     assert_type(await options(quick, timeout=None).add(1), int)
+    assert_type(await options(quick, retry=Retry(attempts=5)).add(1), int)
+    assert_type(options(quick, retry=None, timeout=2), Calculator)
+    assert_type(await client.rpc.call("add", [1, 2], returns=int, retry=Retry()), int)
 
     store = client.rpc.bind(Store)
     assert_type(store, Store)
