@@ -25,6 +25,8 @@ _AS_TEXT: Final = (
     ipaddress.IPv4Network,
     ipaddress.IPv6Network,
 )
+_STEPS: Final = 8
+"""From a RootModel of an Enum of models of dates, say, to text; who needs more goes in circles."""
 _LEVELS: Final = 254
 _LEVELS_SHOWN: Final = 4
 """Of the path into a value that is too deep: to look farther takes long and tells nothing."""
@@ -41,11 +43,13 @@ def plain(value: Any) -> Any:
         TypeError: The type cannot be sent.
         ValueError: It is an integer beyond 64 bits.
     """
-    while True:
+    given = value
+    for _ in range(_STEPS):
         value = _plainer(value)
         fits = isinstance(value, int) and -(2**63) <= value < 2**64
         if isinstance(value, _NATIVE) or (fits and not isinstance(value, enum.Enum)):
             return value
+    raise _cannot_send(given, "its model_dump() is nothing plain")
 
 
 def _plainer(value: Any) -> Any:
@@ -72,13 +76,20 @@ def _plainer(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if hasattr(kind, "__pydantic_serializer__"):  # one of Pydantic's own
+            return kind.__pydantic_serializer__.to_python(value, by_alias=True)
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if hasattr(kind, "unicode_string"):  # every kind of URL that Pydantic has
         return str(value)
     hint = "send plain data, a dataclass or a Pydantic model"
     if hasattr(value, "__aiter__") or hasattr(value, "__next__"):
         hint = "an iterator can be an argument of rpc.stream(...), and nothing else"
-    raise TypeError(f"cannot send a value of type {kind.__module__}.{kind.__qualname__}; {hint}")
+    raise _cannot_send(value, hint)
+
+
+def _cannot_send(value: Any, hint: str) -> TypeError:
+    kind = type(value)
+    return TypeError(f"cannot send a value of type {kind.__module__}.{kind.__qualname__}; {hint}")
 
 
 def _with_whole_minutes(value: datetime.datetime) -> datetime.datetime:

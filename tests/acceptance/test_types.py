@@ -565,7 +565,7 @@ def typed_values() -> Values:
     return nested.flatmap(lambda typed: st.tuples(st.just(typed[0]), typed[1]))
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(cases=st.lists(typed_values(), min_size=5, max_size=5))
 async def test_random_values_cross_as_what_they_are(cases: list[tuple[Any, Any]]) -> None:
     async with new_server() as server, new_client(server) as client:

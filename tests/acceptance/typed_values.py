@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
+import pydantic.dataclasses
 from pydantic import BaseModel, ConfigDict, Field, RootModel, SerializeAsAny, computed_field
 from typing_extensions import NotRequired, TypedDict
 
@@ -107,6 +108,11 @@ class Computed:
 @dataclasses.dataclass
 class Box(Generic[T]):
     content: T
+
+
+@pydantic.dataclasses.dataclass
+class Tagged:
+    seen: dt.date = Field(alias="seenOn")
 
 
 class Sensor(BaseModel):
@@ -285,6 +291,7 @@ CASES: list[tuple[Any, list[Any]]] = [
     (Strict, [Strict(day=DAY, colour=Colour.BLUE)]),
     (Computed, [Computed(3)]),
     (Box[dt.date], [Box(DAY)]),
+    (Tagged, [Tagged(seenOn=DAY)]),
     (Point, [Point(1, NOW), Point(1, NOW.replace(tzinfo=UTC), "a")]),
     (list[Point], [[Point(1, NOW)]]),
     (

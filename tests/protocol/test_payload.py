@@ -441,6 +441,13 @@ class NamedAttributes:
         self.model_dump = dict
 
 
+class DumpsItself:
+    """What its class calls a dump is not plain, and would not be however often it is asked."""
+
+    def model_dump(self, **options: Any) -> Any:
+        return self
+
+
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.timezone.utc)
 ODD = datetime.timezone(datetime.timedelta(seconds=2))
 
@@ -513,6 +520,8 @@ def test_plain_goes_one_level() -> None:
         (Point, "builtins.type"),
         (Reading, "ModelMetaclass"),
         (NamedAttributes(), "test_payload.NamedAttributes"),
+        (DumpsItself(), "test_payload.DumpsItself"),
+        (pydantic.SecretStr("a"), "pydantic.types.SecretStr"),
         (test_plain_goes_one_level, "builtins.function"),
     ],
 )
