@@ -463,6 +463,7 @@ class Nested(enum.Enum):
     COLOUR = Colour.RED
     NUMBER = Number(7)
     LARGE = 2**70
+    ODD_TEXT = "a\ud800"
 
 
 ID = uuid.UUID("12345678-1234-5678-1234-567812345678")
@@ -528,6 +529,38 @@ def test_plain_goes_one_level() -> None:
 def test_other_types_are_refused_by_name(value: Any, name: str) -> None:
     with pytest.raises(TypeError, match=f"cannot send a value of type .*{name}"):
         Encoder().pack([value])
+
+
+def explained(value: Any) -> Exception:
+    """Return what is said of a value that cannot be packed."""
+    encoder = Encoder()
+    with pytest.raises(Exception) as caught:  # any, to be explained
+        encoder.pack(value)
+    return encoder.explained(caught.value, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (object(), "cannot send a value of type builtins.object; send plain data"),
+        ({"a": [1, {2: object()}]}, "a.1.2: cannot send a value of type builtins.object"),
+        ({"a": {object(): 1}}, "a.a key: cannot send a value of type builtins.object"),
+        ([Point(1, 2**64)], "0.seen: cannot send an integer of 65 bits"),  # type: ignore[arg-type]
+        ({"a": Nested.LARGE}, "a: cannot send an integer of 71 bits"),
+        ({"a": Nested.ODD_TEXT}, "a: cannot send text with a lone surrogate, at position 1"),
+    ],
+)
+def test_an_error_begins_with_the_path_to_what_cannot_be_sent(value: Any, text: str) -> None:
+    assert str(explained(value)).startswith(text)
+
+
+def test_a_value_whose_parts_could_be_sent_is_too_deep_itself() -> None:
+    deeper: dict[str, Any] = {}
+    with pytest.raises(ValueError):
+        while Encoder().pack(deeper):
+            deeper = {"a": deeper}
+    assert str(explained(deeper)).startswith("cannot send a value that contains itself, or")
+    assert str(explained({"b": [deeper]})).startswith("b.0: cannot send a value that contains")
 
 
 # Compression
