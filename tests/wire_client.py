@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import os
 import socket
 import struct
@@ -99,9 +100,20 @@ def pack(value: object) -> bytes:
 def unpack(payload: bytes) -> Any:
     """Decode a payload; `max_ext_len` stops timestamps, for which `ext_hook` is not asked."""
     try:
-        return msgpack.unpackb(payload, ext_hook=refuse_extension, max_ext_len=0)
+        return msgpack.unpackb(
+            payload,
+            ext_hook=refuse_extension,
+            max_ext_len=0,
+            strict_map_key=False,
+            object_pairs_hook=with_text_keys,
+        )
     except ValueError as exc:
         raise WireError(f"bad payload: {exc}") from exc
+
+
+def with_text_keys(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a map in which numbers, booleans and nil are keys as JSON has them."""
+    return {key if isinstance(key, str | bytes) else json.dumps(key): value for key, value in pairs}
 
 
 def refuse_extension(code: int, data: bytes) -> object:

@@ -381,7 +381,7 @@ def _session_name(session: Mapping[str, Any]) -> tuple[bytes, bytes]:
 
 def _decode(payload: bytes) -> Any:
     try:
-        return decode(payload)
+        return decode(payload, text_keys=True)
     except RPCError as exc:
         raise ProtocolError(str(exc)) from exc
 

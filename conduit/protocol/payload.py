@@ -15,12 +15,6 @@ again from inside its own `default`, so there is one `Encoder` per event loop.
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import decimal
-import enum
-import pathlib
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -30,21 +24,25 @@ from msgpack import Packer, Unpacker, unpackb
 
 from ..exceptions import InvalidParams, PayloadTooLarge, ProtocolError
 from .frames import CloseCode, Parted, Payload
+from .plain import plain, unsendable
 
 __all__ = [
     "LARGE",
     "PLACEHOLDER",
+    "UNSENDABLE",
     "Encoder",
     "decode",
     "deflate",
     "inflate",
     "large_bytes",
-    "plain",
     "read_credit",
 ]
 
 LARGE: Final = 64 * 1024
 """Bytes from which a `bytes` value at the end of a payload is sent without being copied."""
+
+UNSENDABLE: Final = (TypeError, ValueError, OverflowError)
+"""What `Encoder.pack` raises for a value that cannot be sent."""
 
 _UNCHECKED: Final = 256
 _FEW_TOKENS: Final = 64
@@ -75,33 +73,31 @@ def large_bytes(start: bytes | memoryview, size: int, least: int) -> tuple[int, 
     return 0, 0
 
 
-def decode(payload: Payload) -> Any:
+def decode(payload: Payload, *, text_keys: bool = False) -> Any:
     """Decode one payload.
 
     Args:
         payload: One MessagePack value, in whole.
+        text_keys: Whether maps have no keys but text and bytes. Others become text, as in JSON:
+            `1`, `0.5`, `true`, `null`.
 
     Raises:
         ProtocolError: The bytes are not one well-formed value of plain types.
         PayloadTooLarge: Well formed, but with too many containers.
-        InvalidParams: Well formed, but a map has a key that is not text. Such keys are refused
-            because a peer could choose numbers that all collide in a hash table.
+        InvalidParams: Well formed, but a map has a key that must not be: a list, for example.
     """
     try:
         size = len(payload)
         if size <= _UNCHECKED:  # and so no Parted; asking first would cost every small call
             return unpackb(payload, max_ext_len=0, ext_hook=_refuse_extension)  # type: ignore[arg-type]
-        fill: Callable[[int, bytes], Any] = _refuse_extension
-        if isinstance(payload, Parted):
-            fill = _give_once(payload.large)
-            payload = payload.rest
-            size = len(payload)
-        _check_lengths(payload, size)
+        rest, fill = _rest_of(payload)
+        size = len(rest)
+        _check_lengths(rest, size)
         if size <= _BUDGETED:
-            return unpackb(payload, max_ext_len=0, ext_hook=fill)
+            return unpackb(rest, max_ext_len=0, ext_hook=fill)
         budget = _Budget(max(_CONTAINERS, size * _CONTAINERS >> 20))
         return unpackb(
-            payload,
+            rest,
             max_ext_len=0,
             ext_hook=fill,
             list_hook=budget.spend_list,
@@ -112,11 +108,64 @@ def decode(payload: Payload) -> Any:
     except Exception as exc:
         # unpackb leaks a dozen kinds of exception, and every one of them means the same.
         if "not allowed for map key" in str(exc):
-            raise InvalidParams("the keys of maps must be text; convert other keys first") from exc
-        raise ProtocolError(
-            f"a payload of {len(payload)} bytes is not MessagePack: {type(exc).__name__}: {exc}",
-            close_code=CloseCode.BAD_PAYLOAD,
-        ) from exc
+            if text_keys:
+                raise InvalidParams("the keys of maps must be text here") from exc
+            return _decode_other_keys(payload)
+        raise _not_messagepack(payload, exc) from exc
+
+
+def _decode_other_keys(payload: Payload) -> Any:
+    """Decode a payload with maps whose keys are numbers, truth values or None: they become text.
+
+    They are not put into a hash table as they are: a peer could choose numbers that all collide.
+    The lengths in the payload are true, which `decode` has seen; its containers are counted anew.
+    """
+    rest, fill = _rest_of(payload)
+    budget = _Budget(max(_CONTAINERS, len(rest) * _CONTAINERS >> 20))
+
+    def with_text_keys(pairs: list[tuple[Any, Any]]) -> dict[str | bytes, Any]:
+        return budget.spend_map({_text_key(key): value for key, value in pairs})
+
+    try:
+        return unpackb(
+            rest,
+            max_ext_len=0,
+            ext_hook=fill,
+            list_hook=budget.spend_list,
+            object_pairs_hook=with_text_keys,
+            strict_map_key=False,
+        )
+    except (InvalidParams, PayloadTooLarge):
+        raise
+    except Exception as exc:
+        raise _not_messagepack(payload, exc) from exc
+
+
+def _text_key(key: Any) -> str | bytes:
+    """Return the key of a map as text, as JSON has it."""
+    if type(key) is str or type(key) is bytes:
+        return key
+    if key is None:
+        return "null"
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    if isinstance(key, (int, float)):
+        return repr(key)
+    raise InvalidParams(f"the keys of maps must be text or numbers, not a {type(key).__name__}")
+
+
+def _not_messagepack(payload: Payload, error: Exception) -> ProtocolError:
+    return ProtocolError(
+        f"a payload of {len(payload)} bytes is not MessagePack: {type(error).__name__}: {error}",
+        close_code=CloseCode.BAD_PAYLOAD,
+    )
+
+
+def _rest_of(payload: Payload) -> tuple[bytes | memoryview, Callable[[int, bytes], Any]]:
+    """Return what of a payload is to be decoded, and what fills the places of extensions."""
+    if isinstance(payload, Parted):
+        return payload.rest, _give_once(payload.large)
+    return payload, _refuse_extension
 
 
 def _give_once(large: bytes) -> Callable[[int, bytes], Any]:
@@ -262,14 +311,18 @@ class Encoder:
 
     Attributes:
         pack: `pack(value) -> bytes`, the kept packer's own method. It raises TypeError for a type
-            that cannot be sent, OverflowError for an integer beyond 64 bits and ValueError for
-            text or nesting that MessagePack cannot hold.
+            that cannot be sent, and ValueError for an integer, text or nesting that MessagePack
+            cannot hold; `explained` says where.
     """
 
     __slots__ = ("pack",)
 
     def __init__(self) -> None:
         self.pack = Packer(default=plain, buf_size=16 * 1024).pack
+
+    def explained(self, error: Exception, value: Any) -> Exception:
+        """Return what to raise for the error of `pack` or `split`: it names the part at fault."""
+        return unsendable(error, value, self.pack)
 
     def split(self, value: Any) -> tuple[bytes, bytes] | None:
         """Return a value as its encoded head and the large `bytes` that ends it, uncopied.
@@ -297,42 +350,6 @@ def _bin_prefix(size: int) -> bytes:
 
 def _map_prefix(size: int) -> bytes:
     return bytes((0x80 | size,)) if size < 16 else b"\xdf" + size.to_bytes(4, "big")
-
-
-def plain(value: Any) -> Any:
-    """Turn a Python object that MessagePack has no type for into one that it has.
-
-    Dates and times become ISO 8601 text, a timedelta its seconds; UUID, Decimal and paths become
-    text, an Enum its value, sets lists; dataclasses and Pydantic models become maps. The receiver's
-    annotation turns them back.
-
-    Raises:
-        TypeError: The type cannot be sent.
-        OverflowError: It is an integer beyond 64 bits.
-    """
-    if isinstance(value, int):
-        raise OverflowError(f"cannot send an integer of {value.bit_length()} bits; 64 are the most")
-    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if isinstance(value, (uuid.UUID, decimal.Decimal, pathlib.PurePath)):
-        return str(value)
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, (set, frozenset)):
-        return list(value)
-    dump = getattr(type(value), "model_dump", None)
-    if dump is not None:
-        return dump(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    hint = "send plain data, a dataclass or a Pydantic model"
-    if hasattr(value, "__aiter__") or hasattr(value, "__next__"):
-        hint = "an iterator can be an argument of rpc.stream(...), and nothing else"
-    raise TypeError(
-        f"cannot send a value of type {type(value).__module__}.{type(value).__qualname__}; {hint}"
-    )
 
 
 def deflate(payload: bytes) -> bytes:

@@ -206,7 +206,7 @@ def _params(operation: Operation) -> Callable[[tuple[Any, ...], dict[str, Any]],
 
 
 def _fields(value: BaseModel | Mapping[str, Any]) -> Mapping[str, Any]:
-    return value.model_dump() if isinstance(value, BaseModel) else value
+    return value.model_dump(by_alias=True) if isinstance(value, BaseModel) else value
 
 
 def _check(operation: Operation) -> Check | None:

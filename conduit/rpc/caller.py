@@ -137,6 +137,8 @@ class Caller:
             Overloaded: There is no free slot, and this call must not wait for one.
             ConnectionLost: The connection went away before the answer.
             ConnectionClosed: The connection is closed.
+            TypeError: An argument cannot be sent; ValueError for a number or text that cannot. The
+                text begins with the path to it.
             pydantic.ValidationError: The result is not what `returns` says.
         """
         if returns is None and retry is None:

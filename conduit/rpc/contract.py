@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 __all__ = ["Contract", "called", "contract_of", "idempotent", "lone_model"]
 
@@ -80,12 +80,17 @@ def called(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:
-    """Return the name of the only parameter, if it is a model and so takes the whole map."""
+    """Return the name of the only parameter, if it is a model and so takes the whole map.
+
+    A RootModel has no fields of its own, so it is a value like others.
+    """
     if len(parameters) != 1:
         return None
     name = parameters[0].name
     hint = hints.get(name)
-    return name if isinstance(hint, type) and issubclass(hint, BaseModel) else None
+    if not isinstance(hint, type) or not issubclass(hint, BaseModel):
+        return None
+    return None if issubclass(hint, RootModel) else name
 
 
 def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:

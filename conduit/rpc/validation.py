@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -50,7 +51,7 @@ def finisher(adapter: TypeAdapter[Any] | None, hint: Any) -> Callable[[Any], Any
     validate = adapter.validator.validate_python
     if hint in _PLAIN_TYPES or (isinstance(hint, types.UnionType) and _all_plain(hint)):
         return validate
-    dump = adapter.serializer.to_python
+    dump = partial(adapter.serializer.to_python, by_alias=True)  # as validators want them
 
     def finish(result: Any) -> Any:
         if type(result) is Response:

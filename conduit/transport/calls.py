@@ -28,7 +28,7 @@ from ..exceptions import (
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
-from ..protocol.payload import LARGE, Encoder, decode
+from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
 from .handling import HANDLING, inherit
 from .line import Line
 from .loop import Sweep
@@ -167,9 +167,7 @@ class Calls:
             whole: Return `[result]` or `[result, headers]`, as it came.
             headers: What travels beside the parameters.
         """
-        prefix = self._prefixes.get(method)
-        if prefix is None:
-            prefix = self._prefix(method)
+        prefix = self._prefixes.get(method) or self._prefix(method)
         loop = self._loop
         suffix = b""
         handling = _handling()
@@ -187,12 +185,15 @@ class Calls:
         if type(args) is not dict:
             args = _plain(args)
         tail = b""
-        if self._large and method in self._large:
-            packed, tail = self._split(args)
-        else:
-            packed = self._encoder.pack(args)
-            if len(packed) >= LARGE:
-                self._large |= {method}
+        try:
+            if self._large and method in self._large:
+                packed, tail = self._split(args)
+            else:
+                packed = self._encoder.pack(args)
+                if len(packed) >= LARGE:
+                    self._large |= {method}
+        except UNSENDABLE as exc:
+            raise self._encoder.explained(exc, args) from exc
         if len(packed) + len(tail) > self._value_max:
             raise too_large("the arguments", len(packed) + len(tail), self._value_max)
         outlet, pending = self._outlet, self._pending
@@ -244,7 +245,11 @@ class Calls:
         """
         prefix = self._prefixes.get(method) or self._prefix(method)
         deadline = math.inf if timeout is None else self._loop.time() + timeout
-        packed = self._encoder.pack(_plain(args))
+        args = _plain(args)
+        try:
+            packed = self._encoder.pack(args)
+        except UNSENDABLE as exc:
+            raise self._encoder.explained(exc, args) from exc
         if len(packed) > self._value_max:
             raise too_large("the arguments", len(packed), self._value_max)
         prefix, suffix = self._with_meta(prefix, timeout, headers, stream=argument)
@@ -323,7 +328,10 @@ class Calls:
             if not all(isinstance(key, str) for key in headers):
                 raise TypeError("the names of headers must be text")
             meta["headers"] = dict(headers)
-            size = len(self._encoder.pack(meta["headers"]))
+            try:
+                size = len(self._encoder.pack(meta["headers"]))
+            except UNSENDABLE as exc:
+                raise self._encoder.explained(exc, {"headers": headers}) from exc
             if size > HEADER_BYTES:
                 raise PayloadTooLarge(
                     f"the headers take {size} bytes, and {HEADER_BYTES} are the most"
@@ -499,7 +507,7 @@ def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:
     if isinstance(args, (dict, list, tuple)):
         return args
     if isinstance(args, BaseModel):
-        return args.model_dump()
+        return args.model_dump(by_alias=True)
     if isinstance(args, Mapping):
         return dict(args)
     raise TypeError(

@@ -247,7 +247,7 @@ class Connection:
             ConnectionClosed: The connection is closed.
             Overloaded: The peer does not keep up, and backpressure is switched off.
             PayloadTooLarge: The peer does not accept so much.
-            TypeError: The data cannot be sent.
+            TypeError: The data cannot be sent; ValueError for a number or text that cannot.
         """
         if ack:
             await self._messages.request(name, data)

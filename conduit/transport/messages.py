@@ -28,7 +28,7 @@ from ..exceptions import (
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
-from ..protocol.payload import Encoder, decode, read_credit
+from ..protocol.payload import UNSENDABLE, Encoder, decode, read_credit
 from .calls import DEFAULT, NAME_BYTES, Calls, Default, closed_again, too_large
 from .handling import HANDLING
 from .line import Line
@@ -485,11 +485,15 @@ def encode_message(encoder: Encoder, name: str, data: Any, limit: int = sys.maxs
 
     Raises:
         PayloadTooLarge: The data take more than `limit` bytes.
+        TypeError: The data cannot be sent; ValueError for a number or text that cannot.
         ValueError: The name is none.
     """
     if not isinstance(name, str) or not 0 < len(name.encode()) <= NAME_BYTES:
         raise ValueError(f"a message name is text of 1 to {NAME_BYTES} bytes, not {name!r:.80}")
-    value = encoder.pack(data)
+    try:
+        value = encoder.pack(data)
+    except UNSENDABLE as exc:
+        raise encoder.explained(exc, data) from exc
     if len(value) > limit:
         raise too_large(f"the data of {name!r}", len(value), limit)
     return b"\x92" + encoder.pack(name) + value

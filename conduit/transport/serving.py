@@ -28,7 +28,7 @@ from ..exceptions import (
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
-from ..protocol.payload import LARGE, Encoder, decode
+from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
 from .handling import Handled, Handling, PartOf
 from .loop import Sweep
 from .outlet import Outlet
@@ -359,11 +359,14 @@ class Serving:
         if kind is bytes and len(result) >= LARGE:
             self._answer_large(id, result)
             return
-        if kind is Response:
-            value = self._encoder.pack(result.value)
-            body = b"\x92" + value + self._encoder.pack(dict(result.headers or {}))
-        else:
-            body = b"\x91" + self._encoder.pack(result)
+        try:
+            if kind is Response:
+                value = self._encoder.pack(result.value)
+                body = b"\x92" + value + self._encoder.pack(dict(result.headers or {}))
+            else:
+                body = b"\x91" + self._encoder.pack(result)
+        except UNSENDABLE as exc:
+            raise self._encoder.explained(exc, result) from exc
         if len(body) - 1 > self._value_max:
             raise _result_too_large(len(body) - 1, self._value_max)
         outlet = self._outlet
@@ -409,7 +412,7 @@ class Serving:
         try:
             payload = self._encoder.pack([code, message, error.to_wire()])
             decode(payload)  # keys that are no text are noticed only there
-        except (TypeError, ValueError, OverflowError, RPCError):
+        except (*UNSENDABLE, RPCError):
             logger.exception("the details of %s cannot be sent", type(error).__name__)
             payload = self._encoder.pack([code, message[:1000], {}])
         if len(payload) > self._value_max:

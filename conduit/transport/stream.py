@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ..exceptions import PayloadTooLarge, ProtocolError
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, word
-from ..protocol.payload import LARGE, Encoder
+from ..protocol.payload import LARGE, UNSENDABLE, Encoder
 from .outlet import Outlet
 
 __all__ = ["Check", "Explain", "Receiver", "Sender", "close_source"]
@@ -135,11 +135,14 @@ class Sender:
         """Check and pack an item; True when there is enough for a frame."""
         if self._finish is not None:
             item = self._finish(item)
-        if self._splits:
-            split = self._encoder.split(item)
-            if split is not None:
-                return self._add_alone(*split)
-        part = self._encoder.pack(item)
+        try:
+            if self._splits:
+                split = self._encoder.split(item)
+                if split is not None:
+                    return self._add_alone(*split)
+            part = self._encoder.pack(item)
+        except UNSENDABLE as exc:
+            raise self._encoder.explained(exc, item) from exc
         self._size += len(part)
         if self._size > self._enough:
             self._size -= len(part)

@@ -83,7 +83,7 @@ class Stream(Generic[T]):
         Raises:
             pydantic.ValidationError: The item does not fit the annotation.
             PayloadTooLarge: The caller does not accept so much.
-            TypeError: The item cannot be sent.
+            TypeError: The item cannot be sent; ValueError for a number or text that cannot.
             RuntimeError: The handler has returned.
             ConnectionLost: The connection went away.
         """

@@ -169,7 +169,8 @@ def test_any_frame_gives_one_line(
         (b"", None),
         (b"\xc1", "MessagePack"),
         (b"\xc0\xc0", "extra data"),
-        (pack({1: 2}), "keys of maps must be text"),
+        (pack({1: 2}), "{'1': 2}"),
+        (b"\x81\x90\xc0", "keys of maps must be text or numbers"),
         (pack("line\nbreak\r\x1b[31m\u2028"), r"line\nbreak\r\x1b[31m\u2028"),
     ],
 )

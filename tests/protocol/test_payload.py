@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import decimal
 import enum
+import ipaddress
 import math
 import pathlib
 import struct
+import sys
 import tracemalloc
+import types
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -23,7 +27,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conduit.exceptions import InvalidParams, PayloadTooLarge, ProtocolError
-from conduit.protocol.payload import LARGE, Encoder, decode, deflate, inflate, plain
+from conduit.protocol.frames import Parted
+from conduit.protocol.payload import LARGE, PLACEHOLDER, Encoder, decode, deflate, inflate
+from conduit.protocol.plain import plain
 from tests.wire_client import pack
 
 SCALARS = (
@@ -178,18 +184,52 @@ def test_every_payload_that_is_cut_is_refused(size: int) -> None:
                 decode(payload[:cut])
 
 
-@pytest.mark.parametrize("key", [1, 1.5, True, None])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [(1, "1"), (-(2**63), str(-(2**63))), (1.5, "1.5"), (True, "true"), (False, "false")]
+    + [(None, "null"), (math.inf, "inf")],
+)
 @pytest.mark.parametrize("size", [2, 300, 5000])
-def test_keys_that_collide_are_refused(key: Any, size: int) -> None:
-    """A peer could choose numbers that all have one hash."""
-    with pytest.raises(InvalidParams, match="text"):
-        decode(padded({key: 1}, size))
+def test_keys_that_are_scalars_become_text(key: Any, text: str, size: int) -> None:
+    value = {"a": {key: 1, b"b": 2, "c": [{key: key}]}}
+    expected = {"a": {text: 1, b"b": 2, "c": [{text: key}]}}
+    assert decode(padded(value, size))[0] == expected
+    with pytest.raises(InvalidParams, match="must be text here"):
+        decode(padded(value, size), text_keys=True)
 
 
-@pytest.mark.parametrize("key", [b"\x90", b"\x80"])
-def test_keys_that_are_containers_are_refused(key: bytes) -> None:
+def test_keys_that_collide_are_told_apart_by_their_text() -> None:
+    """A peer could choose numbers that all have one hash, which would make a map slow."""
+    numbers = [count * sys.hash_info.modulus for count in range(8)]
+    assert len({hash(number) for number in numbers}) == 1
+    found = decode(pack(dict.fromkeys(numbers)))
+    assert found == dict.fromkeys(map(str, numbers))
+
+
+@pytest.mark.parametrize("key", [b"\x90", b"\x80", b"\x91\x01", b"\xd4\x05x", b"\xc7\0\0"])
+@pytest.mark.parametrize("others", [b"", b"\x01\xc0"])
+def test_keys_that_are_containers_are_refused(key: bytes, others: bytes) -> None:
+    count = 1 + bool(others)
     with pytest.raises((InvalidParams, ProtocolError)):
-        decode(b"\x81" + key + b"\x01")
+        decode(bytes((0x80 | count,)) + others + key + b"\x01")
+
+
+def test_large_bytes_are_read_beside_keys_that_are_numbers() -> None:
+    large = bytes(LARGE)
+    parted = Parted(b"\x92" + pack({1: 2}) + PLACEHOLDER, large)
+    assert decode(parted) == [{"1": 2}, large]
+
+
+@pytest.mark.parametrize("bad", [b"\xc1", b"\xa2\xc3\x28", b"\xc7\x01\x05x", b"\x93\xc0", b""])
+def test_hostile_bytes_behind_keys_that_are_numbers(bad: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode(b"\x92\x81\x01\xc0" + bad)
+
+
+def test_maps_with_keys_that_are_numbers_are_counted() -> None:
+    payload = b"\xdd" + (120_000).to_bytes(4, "big") + b"\x81\x01\xc0" * 120_000
+    with pytest.raises(PayloadTooLarge):
+        decode(payload)
 
 
 BOMBS = {
@@ -352,8 +392,8 @@ def test_split_reads_like_pack(value: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("value", "error"),
     [
-        (2**64, OverflowError),
-        (-(2**63) - 1, OverflowError),
+        (2**64, ValueError),
+        (-(2**63) - 1, ValueError),
         ("\ud800", ValueError),
         (object(), TypeError),
         (1 + 2j, TypeError),
@@ -401,7 +441,31 @@ class NamedAttributes:
         self.model_dump = dict
 
 
+class DumpsItself:
+    """What its class calls a dump is not plain, and would not be however often it is asked."""
+
+    def model_dump(self, **options: Any) -> Any:
+        return self
+
+
 NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.timezone.utc)
+ODD = datetime.timezone(datetime.timedelta(seconds=2))
+
+
+class Number(int):
+    """An int of one's own."""
+
+
+class Nested(enum.Enum):
+    """Values that need turning themselves."""
+
+    DAY = NOON.date()
+    COLOUR = Colour.RED
+    NUMBER = Number(7)
+    LARGE = 2**70
+    ODD_TEXT = "a\ud800"
+
+
 ID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 
 
@@ -411,7 +475,7 @@ ID = uuid.UUID("12345678-1234-5678-1234-567812345678")
         (NOON, "2026-01-01T12:00:00+00:00"),
         (NOON.date(), "2026-01-01"),
         (NOON.time(), "12:00:00"),
-        (datetime.timedelta(minutes=1, milliseconds=500), 60.5),
+        (datetime.timedelta(minutes=1, milliseconds=500), "PT60.5S"),
         (ID, "12345678-1234-5678-1234-567812345678"),
         (decimal.Decimal("1.10"), "1.10"),
         (pathlib.PurePosixPath("/a/b"), "/a/b"),
@@ -421,6 +485,22 @@ ID = uuid.UUID("12345678-1234-5678-1234-567812345678")
         ((1, 2), [1, 2]),
         (bytearray(b"ab"), b"ab"),
         (Point(1, NOON.date()), {"x": 1, "seen": "2026-01-01"}),
+        (datetime.timedelta(0), "PT0S"),
+        (datetime.timedelta(days=2), "P2D"),
+        (datetime.timedelta(days=1, microseconds=10), "P1DT0.00001S"),
+        (datetime.timedelta(seconds=-1.5), "-PT1.5S"),
+        (datetime.timedelta.min, "-P999999999D"),
+        (datetime.timedelta.max, "P999999999DT86399.999999S"),
+        (NOON.replace(tzinfo=ODD), "2026-01-01T11:59:58+00:00"),
+        (ipaddress.ip_interface("::1/64"), "::1/64"),
+        (pydantic.TypeAdapter(pydantic.HttpUrl).validate_python("http://a/b"), "http://a/b"),
+        (Nested.DAY, "2026-01-01"),
+        (Nested.COLOUR, "red"),
+        (Nested.NUMBER, 7),
+        (pydantic.RootModel[datetime.date](NOON.date()), "2026-01-01"),
+        (collections.deque([1]), [1]),
+        ({"a": 1}.keys(), ["a"]),
+        (types.MappingProxyType({"a": 1}), {"a": 1}),
         (Reading(sensor="s", at=NOON), {"sensor": "s", "at": "2026-01-01T12:00:00+00:00"}),
     ],
 )
@@ -441,12 +521,46 @@ def test_plain_goes_one_level() -> None:
         (Point, "builtins.type"),
         (Reading, "ModelMetaclass"),
         (NamedAttributes(), "test_payload.NamedAttributes"),
+        (DumpsItself(), "test_payload.DumpsItself"),
+        (pydantic.SecretStr("a"), "pydantic.types.SecretStr"),
         (test_plain_goes_one_level, "builtins.function"),
     ],
 )
 def test_other_types_are_refused_by_name(value: Any, name: str) -> None:
     with pytest.raises(TypeError, match=f"cannot send a value of type .*{name}"):
         Encoder().pack([value])
+
+
+def explained(value: Any) -> Exception:
+    """Return what is said of a value that cannot be packed."""
+    encoder = Encoder()
+    with pytest.raises(Exception) as caught:  # any, to be explained
+        encoder.pack(value)
+    return encoder.explained(caught.value, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (object(), "cannot send a value of type builtins.object; send plain data"),
+        ({"a": [1, {2: object()}]}, "a.1.2: cannot send a value of type builtins.object"),
+        ({"a": {object(): 1}}, "a.a key: cannot send a value of type builtins.object"),
+        ([Point(1, 2**64)], "0.seen: cannot send an integer of 65 bits"),  # type: ignore[arg-type]
+        ({"a": Nested.LARGE}, "a: cannot send an integer of 71 bits"),
+        ({"a": Nested.ODD_TEXT}, "a: cannot send text with a lone surrogate, at position 1"),
+    ],
+)
+def test_an_error_begins_with_the_path_to_what_cannot_be_sent(value: Any, text: str) -> None:
+    assert str(explained(value)).startswith(text)
+
+
+def test_a_value_whose_parts_could_be_sent_is_too_deep_itself() -> None:
+    deeper: dict[str, Any] = {}
+    with pytest.raises(ValueError):
+        while Encoder().pack(deeper):
+            deeper = {"a": deeper}
+    assert str(explained(deeper)).startswith("cannot send a value that contains itself, or")
+    assert str(explained({"b": [deeper]})).startswith("b.0: cannot send a value that contains")
 
 
 # Compression

@@ -164,7 +164,7 @@ async def test_an_answer_with_a_map_that_has_other_keys_than_text_fails_its_call
         Gate(pair.server)
         call = pair.client.start("hold")
         await turns()
-        pair.server.write(FrameType.RPC_RESPONSE, 1, [{1: 2}])
+        pair.server.write(FrameType.RPC_RESPONSE, 1, [{(1,): 2}])
         with pytest.raises(InvalidParams, match="keys"):
             await within(call)
         assert not pair.client.connection.closed

@@ -664,7 +664,7 @@ async def test_a_peer_that_breaks_the_rules_is_told_which() -> None:
 
 async def test_an_error_of_the_peer_that_cannot_be_read_closes() -> None:
     async with Pair() as pair:
-        pair.server.write(FrameType.RPC_ERROR, 1, ["code", "message", {1: 2}])
+        pair.server.write(FrameType.RPC_ERROR, 1, ["code", "message", {(1,): 2}])
         reason = await closed(pair.client)
         assert reason.code == CloseCode.BAD_PAYLOAD and "keys" in str(reason)
 

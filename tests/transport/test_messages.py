@@ -339,9 +339,9 @@ async def test_credit_comes_back_for_whatever_happens_to_a_message() -> None:
 async def test_a_message_that_cannot_be_decoded_costs_and_gives_back_its_credit() -> None:
     async with Pair(server=settings(window=(2, 100_000))) as pair:
         for _ in range(5):
-            pair.client.write(FrameType.MESSAGE, 0, ["news", {1: 2}])
+            pair.client.write(FrameType.MESSAGE, 0, ["news", {(1,): 2}])
             await turns()
-        pair.client.write(FrameType.MESSAGE, 101, ["news", {1: 2}])
+        pair.client.write(FrameType.MESSAGE, 101, ["news", {(1,): 2}])
         await turns()
         (error,) = pair.server.link.sent(FrameType.RPC_ERROR)
         assert (error.id, error.body[0]) == (101, InvalidParams.code)

@@ -364,7 +364,7 @@ async def test_a_request_of_another_shape_closes(body: Any) -> None:
 
 async def test_a_request_with_other_keys_than_text_is_refused() -> None:
     async with Pair() as pair:
-        ask(pair.client, 101, "anything", {1: 2})
+        ask(pair.client, 101, "anything", {(1,): 2})
         await until(lambda: answers(pair.server))
         assert answers(pair.server)[0][1][0] == "invalid_params"
         assert not pair.server.connection.closed
