@@ -352,12 +352,12 @@ def silent_log() -> Iterator[None]:
     logger.setLevel(level)
 
 
-@pytest.mark.timeout(0 if EXAMPLES else 30)
+@pytest.mark.timeout(0 if EXAMPLES else 120)
 def test_random_programs_leave_nothing_behind(quick_collector: None, silent_log: None) -> None:
     run_state_machine_as_test(
         RandomLife,
         settings=hypothesis_settings(
-            max_examples=EXAMPLES or 80,
+            max_examples=EXAMPLES or 60,
             stateful_step_count=40,
             derandomize=not EXAMPLES,
             deadline=None,
