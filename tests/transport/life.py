@@ -461,7 +461,7 @@ class World:
         return (
             not self.loop.ready
             and self.threads_are_quiet()
-            and all(side.link.quiet and not side.connection.closed for side in self.sides)
+            and all(side.link.quiet and side.is_joined for side in self.sides)
         )
 
     def threads_are_quiet(self) -> bool:

@@ -397,6 +397,12 @@ class Side:
             )
         return connection
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether the connection goes on, over the link that was made last."""
+        goes_on = not (self.connection.closed or self.connection.away)
+        return goes_on and self.link.connection is self.connection
+
     # Handlers.
 
     def rpc(self, name: Any = None, *, timeout: float | None = None, thread: bool | None = None):

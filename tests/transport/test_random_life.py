@@ -1,8 +1,9 @@
 """Random programs of calls, streams, messages, cancellations, deadlines and cuts on two peers.
 
-Whatever happens, each call has one outcome, and one that there is a reason for; credit is never
-negative and none is lost; both sides agree on what is under way; and in the end no task, timer or
-table entry is left. Virtual time makes each program the same each time.
+Some of them lose the link and go on over another. Whatever happens, each call has one outcome, and
+one that there is a reason for; credit is never negative and none is lost; both sides agree on what
+is under way; and in the end no task, timer or table entry is left. Virtual time makes each program
+the same each time.
 
 CONDUIT_EXAMPLES=20000 runs that many programs, other ones each time, for as long as they take, and
 shortens one that fails; the few of a usual run are always the same.
@@ -64,8 +65,9 @@ SOURCES = st.lists(st.sampled_from([*ITEMS[:3], *COMMON, ("raise",)]), max_size=
 
 def specs(kinds: tuple[str, ...], depth: int = 2) -> st.SearchStrategy[Spec]:
     """Return calls whose handlers call back, and so on `depth` times."""
+    often = [*ITEMS, WAIT] if kinds is STREAMS else COMMON
     steps: list[st.SearchStrategy[Step]] = [
-        st.sampled_from([*COMMON, *COMMON, *ITEMS, *ENDS, ("stubborn",)])
+        st.sampled_from([*COMMON, *often, *ITEMS, *ENDS, ("stubborn",)])
     ]
     if depth:
         inner = specs(METHODS + MESSAGES, depth - 1)
@@ -73,7 +75,7 @@ def specs(kinds: tuple[str, ...], depth: int = 2) -> st.SearchStrategy[Spec]:
     return st.builds(
         Spec,
         kind=st.sampled_from(kinds),
-        plan=st.lists(st.one_of(steps), max_size=3).map(tuple),
+        plan=st.lists(st.one_of(steps), max_size=4).map(tuple),
         timeout=TIMEOUTS,
         size=SIZES,
         source=SOURCES,
@@ -89,7 +91,7 @@ WINDOWS = {
 LONG = 60.0
 """Seconds that each call may take at the most, when those of one handler wait for each other."""
 MANY = 1000
-"""Times that a thread is given to let go of what it ran."""
+"""Turns in which a session goes on over another link, and looks at what a thread still holds."""
 SIDES = st.integers(0, 1)
 INDEXES = st.integers(0, 7)
 TURNS = st.sampled_from([0, 0, 1, 2, 3, 5, 9, None, None, None])
@@ -97,7 +99,13 @@ ENDINGS = ["answered", "out of time", "cut", "closed", "closed at both ends", "g
 
 
 class RandomLife(RuleBasedStateMachine):
-    """Two peers, what their users do, and what happens to the link between them."""
+    """Two peers, what their users do, and what happens to the link between them.
+
+    Attributes:
+        keeps: Seconds for which both sides keep the session when the link is lost.
+    """
+
+    keeps = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,6 +132,7 @@ class RandomLife(RuleBasedStateMachine):
             pair = Pair(
                 client=settings(**WINDOWS[client], **common),  # type: ignore[arg-type]
                 server=settings(**WINDOWS[server], **common),  # type: ignore[arg-type]
+                keeps=self.keeps,
             )
             return await pair.__aenter__()
 
@@ -132,14 +141,16 @@ class RandomLife(RuleBasedStateMachine):
 
     # What users do.
 
-    @rule(side=SIDES, spec=specs(METHODS), turns=TURNS)
-    def call(self, side: int, spec: Spec, turns: int | None) -> None:
-        self.world.start(self.world.sides[side], spec)
+    @rule(side=SIDES, specs=st.lists(specs(METHODS), min_size=1, max_size=3), turns=TURNS)
+    def call(self, side: int, specs: list[Spec], turns: int | None) -> None:
+        for spec in specs:
+            self.world.start(self.world.sides[side], spec)
         self.go_on(turns)
 
-    @rule(side=SIDES, spec=specs(STREAMS), turns=TURNS)
-    def stream(self, side: int, spec: Spec, turns: int | None) -> None:
-        self.world.start(self.world.sides[side], spec)
+    @rule(side=SIDES, specs=st.lists(specs(STREAMS), min_size=1, max_size=3), turns=TURNS)
+    def stream(self, side: int, specs: list[Spec], turns: int | None) -> None:
+        for spec in specs:
+            self.world.start(self.world.sides[side], spec)
         self.go_on(turns)
 
     @rule(side=SIDES, spec=specs(MESSAGES), turns=TURNS, count=st.sampled_from([1, 1, 1, 5]))
@@ -237,9 +248,21 @@ class RandomLife(RuleBasedStateMachine):
         really=INDEXES,
     )
     def end(self, side: int, how: str, turns: int | None, really: int) -> None:
-        if not really:  # seldom, or most programs would be short
+        # Seldom for good, or most programs would be short.
+        if not really or (self.keeps and how in ("cut", "reset")):
             self._end(side, how)
         self.go_on(turns)
+
+    def _come_back(self) -> None:
+        """Log in again, and wait for that: what happens to a login is not the question here."""
+        sides = self.world.sides
+        if all(side.connection.away and side.link.lost for side in sides):
+            self.loop.call_soon(self.world.pair.start_again)
+            for _ in range(MANY):
+                self.loop.turn()
+                if all(side.is_joined for side in sides):
+                    return
+            raise AssertionError("the session does not go on")
 
     def _end(self, side: int, how: str) -> None:
         self.world.may_end = True
@@ -290,12 +313,18 @@ class RandomLife(RuleBasedStateMachine):
             self._end(0, "close")
             if self.ending == "closed at both ends":
                 self._end(1, "close")
+        elif self.ending == "answered":
+            self.settle()
+            self._come_back()
         elif self.ending == "out of time":
             for task, call in list(world.tasks.items()):
                 if call.latest == float("inf"):
                     call.cancelled = True
                     task.cancel()
             self.pass_time(31.0)
+        self.settle()
+        if any(side.connection.away for side in world.sides):
+            self.pass_time(self.keeps + 1.0)
         idle = rounds = 0
         while idle < 4:
             idle, rounds = idle + 1, rounds + 1
@@ -333,6 +362,28 @@ class RandomLife(RuleBasedStateMachine):
         assert (problems, loop.errors) == ([], [])
 
 
+class RandomLifeOverLinks(RandomLife):
+    """The same over one link after the other."""
+
+    keeps = 20.0
+
+    @rule(turns=TURNS)
+    def come_back(self, turns: int | None) -> None:
+        """Make another link when both sides have noticed that there is none."""
+        self._come_back()
+        self.go_on(turns)
+
+    @rule(
+        how=st.sampled_from(["cut", "reset"]), seconds=st.sampled_from([0.0, 0.3, 5.0]), turns=TURNS
+    )
+    def lose_link_for_a_while(self, how: str, seconds: float, turns: int | None) -> None:
+        self._end(0, how)
+        self.settle()
+        self.pass_time(seconds)
+        self._come_back()
+        self.go_on(turns)
+
+
 @pytest.fixture
 def quick_collector() -> Iterator[None]:
     """Let the collector look at nothing but what the programs make."""
@@ -353,11 +404,14 @@ def silent_log() -> Iterator[None]:
 
 
 @pytest.mark.timeout(0 if EXAMPLES else 120)
-def test_random_programs_leave_nothing_behind(quick_collector: None, silent_log: None) -> None:
+@pytest.mark.parametrize("machine, programs", [(RandomLife, 60), (RandomLifeOverLinks, 40)])
+def test_random_programs_leave_nothing_behind(
+    machine: type[RandomLife], programs: int, quick_collector: None, silent_log: None
+) -> None:
     run_state_machine_as_test(
-        RandomLife,
+        machine,
         settings=hypothesis_settings(
-            max_examples=EXAMPLES or 60,
+            max_examples=EXAMPLES or programs,
             stateful_step_count=40,
             derandomize=not EXAMPLES,
             deadline=None,
