@@ -41,6 +41,7 @@ LEFT_OUT = {
         "tests/test_typing.py",
         "tests/acceptance/test_blocking.py",
         "tests/acceptance/test_quickstart.py",
+        "tests/transport/test_random_life.py",
     ],
 }
 # Tests take free ports and their own temporary directories, so those that run at once do not meet.

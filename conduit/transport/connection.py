@@ -165,6 +165,7 @@ class Connection:
             self._sweep,
             shared.handling,
             limit=settings.capabilities.calls,
+            messages=settings.capabilities.window[0],
             debug=settings.debug,
         )
         self._streams: Streams | None = None

@@ -202,6 +202,6 @@ class Inlet:
             outlet.flush_frames = outlet.protocol.due = share
             self._loop.call_soon(outlet.flush)
         else:  # there is too little to be put together, so what comes next is written at once
-            if outlet.protocol.urgent:
+            if outlet.protocol.urgent or (events > 1 and outlet.protocol.corked):
                 outlet.flush()
             outlet.protocol.due = 0

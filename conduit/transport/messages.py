@@ -236,6 +236,8 @@ class Messages:
 
     def room(self) -> None:
         """Go on: there is more credit, or the outbox has room again."""
+        if self._owed_count and not self._serving.held:
+            self._give_credit()
         while self._reliable and self._has_room():
             payload = self._reliable.popleft()
             self._spend_credit(payload)
@@ -335,7 +337,7 @@ class Messages:
 
     def _unhandled(self, id: int, error: RPCError, size: int) -> None:
         if id:
-            self._serving.refuse(id, error)
+            self._serving.refuse(id, error, slot=False)
         else:
             logger.info("message dropped: %s", error)
         if size:
@@ -418,7 +420,7 @@ class Messages:
             if error is not None:
                 failure = as_rpc_error(error, message.name, debug=self._serving.debug)
                 if message.id:
-                    self._serving.refuse(message.id, failure)
+                    self._serving.refuse(message.id, failure, slot=False)
                 elif isinstance(error, RPCError):
                     logger.warning("message %r refused: %s", message.name, error)
             if message.size:
@@ -436,11 +438,20 @@ class Messages:
         else:
             return
         payload = encode_message(self._encoder, name, result, self._value_max)
-        self._serving.send(_REPLY, message.id, payload)
+        self._serving.send(_REPLY, message.id, payload, slot=False)
 
     def _pay_back(self, size: int) -> None:
         self._owed_count += 1
         self._owed_bytes += size
+        if not self._serving.held:
+            self._give_credit()
+
+    def _give_credit(self) -> None:
+        """Give back what is owed, if that is worth a frame.
+
+        Not while answers are held: credit would overtake them, and a peer that asks for more than
+        it can take would be told to go on asking.
+        """
         if self._owed_count * 2 >= self._window[0] or self._owed_bytes * 2 >= self._window[1]:
             self._open_count -= self._owed_count
             self._open_bytes -= self._owed_bytes

@@ -103,6 +103,7 @@ class Serving:
         sweep: Watches the deadlines.
         handling: The handlers that run on the loop.
         limit: Calls that may run at once.
+        messages: Messages that the peer may send before any was handled.
         debug: Whether the peer is shown the tracebacks of handlers that fail.
 
     Attributes:
@@ -117,9 +118,11 @@ class Serving:
         "_encoder",
         "_hasty",
         "_held_bytes",
+        "_held_calls",
         "_limit",
         "_loop",
         "_methods",
+        "_most_held",
         "_outlet",
         "_requests",
         "_routes",
@@ -146,6 +149,7 @@ class Serving:
         handling: Handling,
         *,
         limit: int,
+        messages: int,
         debug: bool,
     ) -> None:
         self._loop = loop
@@ -158,6 +162,7 @@ class Serving:
         self._sweep = sweep
         self.handling = handling
         self._limit = limit
+        self._most_held = limit + messages
         self.debug = debug
         self.draining = 0.0
         self._ttl: float | None = None
@@ -165,8 +170,8 @@ class Serving:
         self._value_max = 0
         self._running: dict[int, Running] = {}
         self._requests: dict[int, Running] = {}
-        self.held: list[tuple[int, int, bytes]] = []
-        self._held_bytes = 0
+        self.held: list[tuple[int, int, bytes, bool]] = []
+        self._held_bytes = self._held_calls = 0
 
     def opened(self, peer: Capabilities) -> None:
         """Learn what the peer accepts, and what deadline its calls have by default."""
@@ -234,7 +239,7 @@ class Serving:
         if self.draining:
             self.refuse(id, self.stopping())
             return True
-        if len(self._running) + len(self.held) >= self._limit or (
+        if len(self._running) + self._held_calls >= self._limit or (
             self._outlet.full and self._held_bytes > HELD_BYTES
         ):
             self.check_held()
@@ -257,7 +262,7 @@ class Serving:
         Raises:
             ProtocolError: Too many answers are held.
         """
-        if len(self.held) > 2 * self._limit:
+        if len(self.held) > self._most_held:
             raise ProtocolError(
                 f"{len(self.held)} answers wait for an acknowledgement of what was sent before",
                 close_code=CloseCode.FLOOD,
@@ -385,20 +390,29 @@ class Serving:
         else:
             self._outlet.send_split(_RESPONSE, id, b"\x91" + split[0], split[1])
 
-    def send(self, word: int, id: int, payload: bytes) -> None:
-        """Send an answer, or hold it while the peer does not acknowledge what it has."""
+    def send(self, word: int, id: int, payload: bytes, *, slot: bool = True) -> None:
+        """Send an answer, or hold it while the peer does not acknowledge what it has.
+
+        Args:
+            word: Type and flags.
+            id: The correlation id.
+            payload: MessagePack.
+            slot: Whether it answers a call, which has its slot until the answer has left.
+        """
         if self._outlet.full:
-            self.held.append((word, id, payload))
+            self.held.append((word, id, payload, slot))
             self._held_bytes += len(payload)
+            self._held_calls += slot
         else:
             self._outlet.protocol.send(word, id, payload)
 
     def room(self) -> None:
         """Go on: the outlet has room again."""
         while self.held and not self._outlet.full:
-            held = self.held.pop(0)
-            self._held_bytes -= len(held[2])
-            self._outlet.protocol.send(*held)
+            word, id, payload, slot = self.held.pop(0)
+            self._held_bytes -= len(payload)
+            self._held_calls -= slot
+            self._outlet.protocol.send(word, id, payload)
             self._outlet.flush()
 
     def _failed(self, id: int, handler: Handler, error: BaseException) -> None:
@@ -406,8 +420,8 @@ class Serving:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
 
-    def refuse(self, id: int, error: RPCError) -> None:
-        """Answer with an error."""
+    def refuse(self, id: int, error: RPCError, *, slot: bool = True) -> None:
+        """Answer with an error; see `send`."""
         code, message = error.code, text_of(error.message)
         try:
             payload = self._encoder.pack([code, message, error.to_wire()])
@@ -417,7 +431,7 @@ class Serving:
             payload = self._encoder.pack([code, message[:1000], {}])
         if len(payload) > self._value_max:
             payload = self._encoder.pack([code, message[:1000], {}])
-        self.send(_ERROR, id, payload)
+        self.send(_ERROR, id, payload, slot=slot)
 
     def cancel(self, id: int) -> bool:
         """Take CANCEL; False when no handler runs for that id."""
@@ -456,6 +470,7 @@ class Serving:
         self.stop_all(CallCancelled("the connection has gone"))
         self._running, self._requests = {}, {}
         self.held.clear()
+        self._held_bytes = self._held_calls = 0
 
 
 def _with_headers(result: Any, headers: dict[str, Any]) -> Response[Any]:

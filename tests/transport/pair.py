@@ -211,6 +211,15 @@ class MemoryLink:
         self._stalled = False
         self._move_soon()
 
+    def let(self, count: int) -> None:
+        """Hand over so many bytes of what is kept, in the next turn, and keep the rest."""
+        self._loop.call_soon(self._let, count)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is on the way, and whatever is written would be."""
+        return not (self._buffer or self._stalled)
+
     def reset(self, cause: Exception | None = None) -> None:
         """Lose the link at this end, and what is still in it."""
         self._drop()
@@ -249,10 +258,7 @@ class MemoryLink:
         if self._stalled or self.lost:
             return
         if self._buffer:
-            self.peer._arrive(self._without_drops(self._take()))
-            if self._paused and self._size <= HIGH // 4:
-                self._paused = False
-                self.connection.resume_writing()
+            self._hand_over(self.split or READ)
         if self._buffer:
             self._move_soon()
         elif self._closing:
@@ -261,9 +267,18 @@ class MemoryLink:
         elif self._finished:
             self.peer._ended()
 
-    def _take(self) -> bytes:
+    def _let(self, count: int) -> None:
+        if self._buffer and not self.lost:
+            self._hand_over(count)
+
+    def _hand_over(self, most: int) -> None:
+        self.peer._arrive(self._without_drops(self._take(most)))
+        if self._paused and self._size <= HIGH // 4:
+            self._paused = False
+            self.connection.resume_writing()
+
+    def _take(self, most: int) -> bytes:
         """Return what arrives at once."""
-        most = self.split or READ
         taken, size = [], 0
         while self._buffer and size < most:
             chunk = self._buffer.popleft()
@@ -381,6 +396,12 @@ class Side:
                 )
             )
         return connection
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the connection goes on, over the link that was made last."""
+        goes_on = not (self.connection.closed or self.connection.away)
+        return goes_on and self.link.connection is self.connection
 
     # Handlers.
 

@@ -108,6 +108,29 @@ async def test_callers_whose_answers_came_together_write_together_again() -> Non
             assert [count for count in frames if count] == [8] * 5  # others acknowledge
 
 
+async def test_an_answer_leaves_with_the_batch_that_brings_an_answer_as_well() -> None:
+    async with Pair() as pair:
+        for side in (pair.client, pair.server):
+            side.link.drops.add(FrameType.ACK)  # would take along what has been forgotten
+
+            @side.rpc
+            async def quick() -> int:
+                return 1
+
+        # Each side gets the other's answer and its call in one batch, and has no more to send.
+        pair.client.link.stall()
+        pair.server.link.stall()
+        first = pair.client.start("quick")
+        await turns()
+        pair.client.link.flow()
+        await turns()
+        second = pair.server.start("quick")
+        await turns()
+        pair.server.link.flow()
+        await turns()
+        assert first.done() and second.done()
+
+
 async def test_everything_is_acknowledged_within_200_ms() -> None:
     async with Pair() as pair:
 

@@ -250,6 +250,44 @@ async def test_a_held_answer_occupies_its_slot() -> None:
         assert set(codes.values()) == {"x" * 1000}
 
 
+async def test_held_answers_to_messages_occupy_no_slot() -> None:
+    async with Pair(server=settings(outbox_bytes=1000, calls=2)) as pair:
+        pair.client.link.drops.add(FrameType.ACK)
+
+        @pair.server.on("fill")
+        async def fill(client: Any, message: Any) -> str:
+            return "x" * 1000
+
+        @pair.server.rpc
+        async def quick() -> int:
+            return 1
+
+        requests = []
+        for _ in range(5):
+            requests.append(asyncio.ensure_future(pair.client.connection.request("fill")))
+            await turns()
+        assert [request.done() for request in requests] == [True, False, False, False, False]
+        calls = [pair.client.start("quick") for _ in range(2)]
+        await turns()
+        for _ in requests:
+            acknowledge(pair.client)
+            await turns()
+        assert await within(asyncio.gather(*requests)) == ["x" * 1000] * 5
+        assert await within(asyncio.gather(*calls)) == [1, 1]
+
+
+async def test_who_asks_for_more_than_it_takes_is_made_to_wait_and_not_closed() -> None:
+    async with Pair(server=settings(outbox_bytes=20_000, window=(8, 100_000), calls=8)) as pair:
+
+        @pair.server.on("fill")
+        async def fill(client: Any, message: int) -> list[Any]:
+            return [message, bytes(5000)]
+
+        requests = [pair.client.connection.request("fill", number) for number in range(60)]
+        answers = await within(asyncio.gather(*requests))
+        assert [answer[0] for answer in answers] == list(range(60))
+
+
 @pytest.mark.parametrize("what", ["hold", "nobody", "refuses", "message", "unknown message"])
 async def test_a_peer_that_never_acknowledges_cannot_pile_up_answers(what: str) -> None:
     async with Pair(server=settings(outbox_bytes=1000, calls=4, window=(8, 1000))) as pair:
