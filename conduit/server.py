@@ -6,30 +6,22 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import secrets
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast, overload
 
-from .away import Away
+from .clients import Clients
 from .descriptors import Address, ServerDescriptor
-from .exceptions import AuthenticationError, ConnectionClosed, RPCError
 from .hooks import Hooks
-from .peers import Peers
-from .protocol.events import RESUME, ResumeWanted, VerifierNeeded, WelcomeNeeded
-from .protocol.frames import HEADER, PRIORITY, CloseCode, FrameType, word
-from .protocol.session import Session
+from .protocol.frames import HEADER, PRIORITY, FrameType, word
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.connection import ACCEPTING, Connection, Question, outlast_links
-from .transport.link import SocketLink
+from .transport.connection import Connection
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
 from .transport.messages import encode_message
-from .transport.running import text_of
-from .transport.settings import Settings
 from .transport.tls import server_context, server_end_point
 from .users import Users
 
@@ -39,9 +31,6 @@ logger = logging.getLogger("conduit.server")
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
-
-AFTERWARDS = 30.0
-"""Seconds that message handlers have when their peer has sent and closed."""
 
 _BROADCAST = word(FrameType.MESSAGE, PRIORITY)
 
@@ -64,26 +53,15 @@ class Server:
         self.name = self.descriptor.name
         self.version = self.descriptor.version
         self._router = Router(with_connection=True)
-        self._settings = Settings.of(self.descriptor)
         self._users = Users(self.descriptor)
         self._hooks = Hooks(logger)
-        self._connections: dict[str, Connection] = {}
-        self._peers = Peers()
-        limits = self.descriptor.limits
-        self._away = Away(limits.max_away, limits.max_away_bytes)
-        self._telling: dict[Connection, asyncio.Task[None]] = {}
-        self._joining: dict[Connection, asyncio.TimerHandle] = {}
-        self._surplus: set[Connection] = set()
-        self._epoch = secrets.token_bytes(8)
-        self._binding: bytes | None = None
+        self._clients = Clients(self.descriptor, self._router, self._users, self._hooks)
         self._listener: Listener | None = None
         self._address: tuple[str, int] | None = None
         self._tasks = Background(logger)
-        self._logins_and_hooks = Background(logger)
         self._stopping: asyncio.Event | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._waiting: dict[Connection, asyncio.Task[None]] = {}
 
     # Handlers and hooks.
 
@@ -242,7 +220,7 @@ class Server:
     @property
     def connections(self) -> Mapping[str, Connection]:
         """The clients that are logged in, by connection id; `away` says who has lost the link."""
-        return MappingProxyType(self._connections)
+        return MappingProxyType(self._clients.connected)
 
     async def peer(self, identity: str, *, wait: float = 0.0) -> Connection:
         """Find a client by who has logged in; of several the one that came last.
@@ -257,7 +235,7 @@ class Server:
             Unavailable: Nobody has been connected as that. A handler may let it go on to its
                 caller, who may try again.
         """
-        return await self._peers.find(identity, wait)
+        return await self._clients.peers.find(identity, wait)
 
     async def start(self) -> None:
         """Bind the socket, run the startup hooks, then accept clients.
@@ -288,7 +266,7 @@ class Server:
         self._check_exposure(address)
         context = server_context(descriptor.tls) if descriptor.tls is not None else None
         if descriptor.tls is not None:
-            self._binding = server_end_point(descriptor.tls)
+            self._clients.binding = server_end_point(descriptor.tls)
         await self._users.prepare()
         listening = await bind(address, ipv6=descriptor.ipv6)
         self._address = listening.getsockname()[:2]
@@ -298,8 +276,11 @@ class Server:
             listening.close()
             self._address = None
             raise
-        self._listener = Listener(listening, context, self._admit, self._make_connection)
+        self._listener = Listener(listening, context, self._has_room, self._clients.connect)
         logger.info("%s listens on %s:%s", self.name, *self.address)
+
+    def _has_room(self) -> bool:
+        return self._clients.has_room(self._listener.starting if self._listener is not None else 0)
 
     def _check_exposure(self, address: Address) -> None:
         """Refuse to serve everybody without a password; warn about plain TCP."""
@@ -345,15 +326,9 @@ class Server:
         await listener.close()
         if self._stopping is not None:
             self._stopping.set()
-        for connection in list(self._joining):
-            self._refuse(connection, "busy", "the server stops", retry=True)
-        drains = [
-            connection.drain(grace, caller) for connection in list(self._connections.values())
-        ]
-        await asyncio.gather(*drains)
+        await self._clients.drain(grace, caller)
         await self._tasks.cancel(caller)
-        await self._logins_and_hooks.finish(grace, caller)
-        await outlast_links(self, grace)
+        await self._clients.finish(grace, caller)
         await self._hooks.tell("shutdown", self)
         self._address = self._ending = None
         logger.info("%s has stopped", self.name)
@@ -408,221 +383,18 @@ class Server:
         Returns:
             The number of clients that it was sent to.
         """
-        if not self._connections:
+        connections = self._clients.connected
+        if not connections:
             return 0
         shared = Shared.of(asyncio.get_running_loop())
         payload = encode_message(shared.encoder, name, data)
         left_out = _ids(exclude)
-        chosen = [connection for id, connection in self._connections.items() if id not in left_out]
+        chosen = [connection for id, connection in connections.items() if id not in left_out]
         if reliable:
             limit = self.descriptor.limits.outbox_bytes
             return sum(connection.send_reliably(payload, limit) for connection in chosen)
         frame = HEADER.pack(_BROADCAST, len(payload), 0, milliseconds(), 0) + payload
         return sum(connection.push(frame) for connection in chosen)
-
-    # What connections call.
-
-    def _admit(self) -> bool:
-        starting = self._listener.starting if self._listener is not None else 0
-        return len(self._joining) + starting < self.descriptor.limits.max_pending_logins
-
-    def _make_connection(self, link: SocketLink, transport: asyncio.Transport) -> Connection:
-        loop = asyncio.get_running_loop()
-        descriptor = self.descriptor
-        connection = Connection(
-            Shared.of(loop),
-            loop,
-            self,
-            self._router,
-            self._settings,
-            first_id=ACCEPTING,
-            address=transport.get_extra_info("peername"),
-        )
-        linked = len(self._connections) - len(self._away)
-        if linked + len(self._joining) >= descriptor.max_connections:
-            self._surplus.add(connection)
-        self._joining[connection] = loop.call_later(
-            descriptor.limits.login_timeout, self._too_slow, connection
-        )
-        self._users.start_login(connection.protocol, self._settings.capabilities, self._binding)
-        return connection
-
-    def _too_slow(self, connection: Connection) -> None:
-        seconds = self.descriptor.limits.login_timeout
-        reason = f"the login took more than {seconds:g} s"
-        connection.fail(ConnectionClosed(reason), CloseCode.LOGIN_TIMEOUT, reason)
-
-    def asked(self, connection: Connection, event: Question) -> None:
-        """Go on with the login of a connection."""
-        older = self._older(event)
-        if connection in self._surplus and older is None:
-            most = self.descriptor.max_connections
-            self._refuse(
-                connection,
-                "busy",
-                f"the server is full: {most} connections (max_connections); try again later",
-                retry=True,
-            )
-        elif isinstance(event, VerifierNeeded):
-            if self._users.known_at_once:
-                connection.protocol.verifier_found(self._users.find(event.user))
-            else:
-                self._wait(connection, self._look_up(connection, event.user))
-        elif isinstance(event, ResumeWanted) and older is not None:
-            self._joining.pop(connection).cancel()
-            self._surplus.discard(connection)
-            self._waiting.pop(connection, None)
-            connection.welcome_back(older, event.accepted, self.name, self.version)
-        else:
-            assert isinstance(event, (WelcomeNeeded, ResumeWanted))
-            if self._refuses_another(connection, event.identity):
-                return
-            if RESUME in connection.claims.features:
-                connection.keeps = self.descriptor.resume_ttl
-            connection.introduce(Session(secrets.token_bytes(16), self._epoch))
-            if "client_connect" in self._hooks:
-                self._wait(connection, self._ask_hooks(connection))
-            else:
-                self._let_in(connection)
-
-    def _older(self, event: Question) -> Connection | None:
-        """Return the connection whose session a client wants to go on with, if it may.
-
-        Before the client has proved who it is, this says only that there is such a session.
-        """
-        if isinstance(event, VerifierNeeded):
-            return self._connections.get(event.session.hex())
-        if not isinstance(event, ResumeWanted) or event.epoch != self._epoch:
-            return None
-        older = self._connections.get(event.id.hex())
-        if older is None or older.identity != event.identity or not older.keeps:
-            return None
-        return older
-
-    def _wait(self, connection: Connection, step: Coroutine[Any, Any, None]) -> None:
-        """Run a step of a login that takes time; it ends with the login at the latest."""
-        self._waiting[connection] = self._logins_and_hooks.start(step)
-
-    async def _look_up(self, connection: Connection, user: str) -> None:
-        try:
-            verifier = await self._users.look_up(user)
-        except Exception:
-            logger.exception("looking up user %r failed", user)
-            self._refuse(connection, "busy", "users cannot be looked up now", retry=True)
-            return
-        if not connection.closed:
-            connection.protocol.verifier_found(verifier)
-            connection.flush()
-
-    async def _ask_hooks(self, connection: Connection) -> None:
-        try:
-            await self._hooks.ask("client_connect", connection)
-        except RPCError as exc:
-            self._refuse(connection, "refused", text_of(exc) or "the server refused this client")
-        except Exception:  # noqa: BLE001  # logged by Hooks.ask
-            self._refuse(connection, "refused", "the server refused this client")
-        except BaseException:
-            self._refuse(connection, "refused", "the server refused this client")
-            raise
-        else:
-            if (
-                connection.closed
-            ):  # the client has left meanwhile, and a hook let it in all the same
-                await self._hooks.tell("client_disconnect", connection, connection.reason)
-            self._let_in(connection)
-
-    def _refuse(
-        self, connection: Connection, code: str, message: str, *, retry: bool = False
-    ) -> None:
-        if not connection.closed:
-            connection.protocol.refuse(
-                code, message, retry=retry, retry_after=1.0 if retry else 0.0
-            )
-            error = AuthenticationError(message, code=code)
-            connection.fail(error, CloseCode.LOGIN_FAILED, message)
-
-    def _refuses_another(self, connection: Connection, identity: str) -> bool:
-        """Refuse a second login of an identity, where there may be only one."""
-        if self.descriptor.duplicate != "refuse":
-            return False
-        for other in self._peers.of(identity):
-            if other.away:  # its link is dead, and it has not come back by itself
-                self._replace(other)
-        if not self._peers.of(identity):
-            return False
-        # It may come again: the first one may be dead, and not known to be yet.
-        text = f"{identity!r} is logged in already; try again later"
-        self._refuse(connection, "busy", text, retry=True)
-        return True
-
-    def _let_in(self, connection: Connection) -> None:
-        # Once more, because another one may have come while hooks were asked.
-        if not connection.closed and not self._refuses_another(connection, connection.identity):
-            connection.welcome(self.name, self.version)
-
-    def opened(self, connection: Connection) -> None:
-        """Count a client in."""
-        self._joining.pop(connection).cancel()
-        self._waiting.pop(connection, None)
-        self._connections[connection.id] = connection
-        if self.descriptor.duplicate == "replace":
-            for older in self._peers.of(connection.identity):
-                self._replace(older)
-        self._peers.add(connection)
-        logger.info("%r logged in as %r", connection, connection.identity)
-
-    def _replace(self, older: Connection) -> None:
-        reason = "replaced by a newer login"
-        older.fail(ConnectionClosed(reason), CloseCode.REFUSED, reason)
-
-    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
-        """Keep the session of a client that has lost its link."""
-        logger.info("%r has lost its link: %s", connection, reason)
-        self._tell("client_away", connection, reason)
-        self._away.add(connection)
-
-    def returned(self, connection: Connection) -> None:
-        """Know that a client is back."""
-        logger.info("%r is back", connection)
-        self._away.discard(connection)
-        self._tell("client_return", connection)
-
-    def _tell(self, name: str, connection: Connection, *args: Any) -> None:
-        """Run the hooks of a moment behind those of earlier moments of the connection."""
-        if name not in self._hooks:
-            return
-        told = self._tell_after(self._telling.get(connection), name, connection, *args)
-        self._telling[connection] = task = self._logins_and_hooks.start(told)
-
-        def forget(done: asyncio.Task[None]) -> None:
-            if self._telling.get(connection) is done:
-                del self._telling[connection]
-
-        task.add_done_callback(forget)
-
-    async def _tell_after(self, before: asyncio.Task[None] | None, name: str, *args: Any) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        await self._hooks.tell(name, *args)
-
-    def ended(self, connection: Connection, error: Exception) -> None:
-        """Count a client, or a login that failed, out."""
-        self._away.discard(connection)
-        self._surplus.discard(connection)
-        waiting = self._waiting.pop(connection, None)
-        if waiting is not None and waiting is not asyncio.current_task():
-            waiting.cancel()
-        timer = self._joining.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
-            logger.info("login from %s failed: %s", connection.address, error)
-        if connection.handling:
-            # Its peer has closed as it should, and what it sent before is still being handled.
-            self._logins_and_hooks.start(connection.finish_messages(AFTERWARDS, None))
-        if self._connections.pop(connection.id, None) is not None:
-            self._peers.discard(connection)
-            logger.info("%r has gone: %s", connection, error)
-            self._tell("client_disconnect", connection, connection.reason)
 
 
 def _descriptor(

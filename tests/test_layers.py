@@ -59,6 +59,7 @@ LAYERS = [
     {"transport.listeners", "rpc.implementation"},
     {"rpc.router"},
     {"away", "hooks", "peers", "users"},
+    {"clients"},
     {"server", "client", "from_thread"},
     {"blocking"},
     {"cli"},

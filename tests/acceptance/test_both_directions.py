@@ -29,7 +29,7 @@ SLOTS = 2 * 256
 """Calls that both directions of a connection hold together."""
 
 
-class OutOfStock(RPCError):
+class NoneLeft(RPCError):
     """An error of the application with fields."""
 
     article: str
@@ -145,12 +145,12 @@ async def test_calls_back_and_forth_to_depth_100(starts: str) -> None:
 @FROM_BOTH
 async def test_the_innermost_error_arrives_as_itself(starts: str) -> None:
     async def bottom() -> None:
-        raise OutOfStock("rope", 3)
+        raise NoneLeft("rope", 3)
 
     levels = Levels(bottom)
     async with new_server() as server, new_client(server) as client:
         levels.register(server, client)
-        with pytest.raises(OutOfStock, match="only 3 of rope are left") as caught:
+        with pytest.raises(NoneLeft, match="only 3 of rope are left") as caught:
             await within(caller(starts, server, client).call("descend", {"depth": DEPTH}))
         assert (caught.value.article, caught.value.left) == ("rope", 3)
         assert levels.deepest == DEPTH and levels.running == 0

@@ -1,0 +1,299 @@
+"""The clients of a server: who is logging in, who is in, and who has lost the link.
+
+A connection passes through here three times: it is made for a socket that was accepted, it is let
+in or refused, and it is counted out. The server is told by hooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+from typing import Any
+
+from .away import Away
+from .descriptors import ServerDescriptor
+from .exceptions import AuthenticationError, ConnectionClosed, RPCError
+from .hooks import Hooks
+from .peers import Peers
+from .protocol.events import RESUME, ResumeWanted, VerifierNeeded, WelcomeNeeded
+from .protocol.frames import CloseCode
+from .protocol.session import Session
+from .rpc.router import Router
+from .transport.background import Background
+from .transport.connection import ACCEPTING, Connection, Question, outlast_links
+from .transport.link import SocketLink
+from .transport.loop import Shared
+from .transport.running import text_of
+from .transport.settings import Settings
+from .users import Users
+
+__all__ = ["Clients"]
+
+logger = logging.getLogger("conduit.server")
+
+AFTERWARDS = 30.0
+"""Seconds that message handlers have when their peer has sent and closed."""
+
+
+class Clients:
+    """The connections of one server.
+
+    Args:
+        descriptor: What the server is.
+        router: Its handlers.
+        users: Who may log in.
+        hooks: What the application wants called.
+
+    Attributes:
+        connected: The clients that are in, by connection id; those that are away as well.
+        peers: The same by who has logged in.
+        binding: The hash of the server's certificate, when there is one.
+    """
+
+    def __init__(
+        self, descriptor: ServerDescriptor, router: Router, users: Users, hooks: Hooks
+    ) -> None:
+        self._descriptor = descriptor
+        self._router = router
+        self._users = users
+        self._hooks = hooks
+        self._settings = Settings.of(descriptor)
+        self._epoch = secrets.token_bytes(8)
+        self.binding: bytes | None = None
+        self.connected: dict[str, Connection] = {}
+        self.peers = Peers()
+        limits = descriptor.limits
+        self._away = Away(limits.max_away, limits.max_away_bytes)
+        self._joining: dict[Connection, asyncio.TimerHandle] = {}
+        self._surplus: set[Connection] = set()
+        self._waiting: dict[Connection, asyncio.Task[None]] = {}
+        self._telling: dict[Connection, asyncio.Task[None]] = {}
+        self._background = Background(logger)
+
+    # What the server calls.
+
+    def has_room(self, starting: int) -> bool:
+        """Whether another socket may log in, beside those for which TLS is being set up."""
+        return len(self._joining) + starting < self._descriptor.limits.max_pending_logins
+
+    async def drain(self, grace: float, spared: asyncio.Task[Any] | None) -> None:
+        """Refuse who is logging in, and end every connection; see `Connection.drain`."""
+        for connection in list(self._joining):
+            self._refuse(connection, "busy", "the server stops", retry=True)
+        ends = (one.drain(grace, spared) for one in list(self.connected.values()))
+        await asyncio.gather(*ends)
+
+    async def finish(self, grace: float, spared: asyncio.Task[Any] | None) -> None:
+        """Wait for hooks, for messages of clients that have closed, and for links."""
+        await self._background.finish(grace, spared)
+        await outlast_links(self, grace)
+
+    # What the listener calls.
+
+    def connect(self, link: SocketLink, transport: asyncio.Transport) -> Connection:
+        """Return the connection for a socket that was accepted; its login begins."""
+        loop = asyncio.get_running_loop()
+        descriptor = self._descriptor
+        connection = Connection(
+            Shared.of(loop),
+            loop,
+            self,
+            self._router,
+            self._settings,
+            first_id=ACCEPTING,
+            address=transport.get_extra_info("peername"),
+        )
+        linked = len(self.connected) - len(self._away)
+        if linked + len(self._joining) >= descriptor.max_connections:
+            self._surplus.add(connection)
+        self._joining[connection] = loop.call_later(
+            descriptor.limits.login_timeout, self._too_slow, connection
+        )
+        self._users.start_login(connection.protocol, self._settings.capabilities, self.binding)
+        return connection
+
+    def _too_slow(self, connection: Connection) -> None:
+        seconds = self._descriptor.limits.login_timeout
+        reason = f"the login took more than {seconds:g} s"
+        connection.fail(ConnectionClosed(reason), CloseCode.LOGIN_TIMEOUT, reason)
+
+    # What connections call.
+
+    def asked(self, connection: Connection, event: Question) -> None:
+        """Go on with the login of a connection."""
+        older = self._older(event)
+        if connection in self._surplus and older is None:
+            most = self._descriptor.max_connections
+            self._refuse(
+                connection,
+                "busy",
+                f"the server is full: {most} connections (max_connections); try again later",
+                retry=True,
+            )
+        elif isinstance(event, VerifierNeeded):
+            if self._users.known_at_once:
+                connection.protocol.verifier_found(self._users.find(event.user))
+            else:
+                self._wait(connection, self._look_up(connection, event.user))
+        elif isinstance(event, ResumeWanted) and older is not None:
+            self._joining.pop(connection).cancel()
+            self._surplus.discard(connection)
+            self._waiting.pop(connection, None)
+            connection.welcome_back(older, event.accepted, *self._named)
+        else:
+            assert isinstance(event, (WelcomeNeeded, ResumeWanted))
+            if self._refuses_another(connection, event.identity):
+                return
+            if RESUME in connection.claims.features:
+                connection.keeps = self._descriptor.resume_ttl
+            connection.introduce(Session(secrets.token_bytes(16), self._epoch))
+            if "client_connect" in self._hooks:
+                self._wait(connection, self._ask_hooks(connection))
+            else:
+                self._let_in(connection)
+
+    @property
+    def _named(self) -> tuple[str, str]:
+        """What the server calls itself."""
+        return self._descriptor.name, self._descriptor.version
+
+    def _older(self, event: Question) -> Connection | None:
+        """Return the connection whose session a client wants to go on with, if it may.
+
+        Before the client has proved who it is, this says only that there is such a session.
+        """
+        if isinstance(event, VerifierNeeded):
+            return self.connected.get(event.session.hex())
+        if not isinstance(event, ResumeWanted) or event.epoch != self._epoch:
+            return None
+        older = self.connected.get(event.id.hex())
+        if older is None or older.identity != event.identity or not older.keeps:
+            return None
+        return older
+
+    def _wait(self, connection: Connection, step: Coroutine[Any, Any, None]) -> None:
+        """Run a step of a login that takes time; it ends with the login at the latest."""
+        self._waiting[connection] = self._background.start(step)
+
+    async def _look_up(self, connection: Connection, user: str) -> None:
+        try:
+            verifier = await self._users.look_up(user)
+        except Exception:
+            logger.exception("looking up user %r failed", user)
+            self._refuse(connection, "busy", "users cannot be looked up now", retry=True)
+            return
+        if not connection.closed:
+            connection.protocol.verifier_found(verifier)
+            connection.flush()
+
+    async def _ask_hooks(self, connection: Connection) -> None:
+        try:
+            await self._hooks.ask("client_connect", connection)
+        except RPCError as exc:
+            self._refuse(connection, "refused", text_of(exc) or "the server refused this client")
+        except Exception:  # noqa: BLE001  # logged by Hooks.ask
+            self._refuse(connection, "refused", "the server refused this client")
+        except BaseException:
+            self._refuse(connection, "refused", "the server refused this client")
+            raise
+        else:
+            if (
+                connection.closed
+            ):  # the client has left meanwhile, and a hook let it in all the same
+                await self._hooks.tell("client_disconnect", connection, connection.reason)
+            self._let_in(connection)
+
+    def _refuse(
+        self, connection: Connection, code: str, message: str, *, retry: bool = False
+    ) -> None:
+        if not connection.closed:
+            connection.protocol.refuse(
+                code, message, retry=retry, retry_after=1.0 if retry else 0.0
+            )
+            error = AuthenticationError(message, code=code)
+            connection.fail(error, CloseCode.LOGIN_FAILED, message)
+
+    def _refuses_another(self, connection: Connection, identity: str) -> bool:
+        """Refuse a second login of an identity, where there may be only one."""
+        if self._descriptor.duplicate != "refuse":
+            return False
+        for other in self.peers.of(identity):
+            if other.away:  # its link is dead, and it has not come back by itself
+                self._replace(other)
+        if not self.peers.of(identity):
+            return False
+        # It may come again: the first one may be dead, and not known to be yet.
+        text = f"{identity!r} is logged in already; try again later"
+        self._refuse(connection, "busy", text, retry=True)
+        return True
+
+    def _let_in(self, connection: Connection) -> None:
+        # Once more, because another one may have come while hooks were asked.
+        if not connection.closed and not self._refuses_another(connection, connection.identity):
+            connection.welcome(*self._named)
+
+    def opened(self, connection: Connection) -> None:
+        """Count a client in."""
+        self._joining.pop(connection).cancel()
+        self._waiting.pop(connection, None)
+        self.connected[connection.id] = connection
+        if self._descriptor.duplicate == "replace":
+            for older in self.peers.of(connection.identity):
+                self._replace(older)
+        self.peers.add(connection)
+        logger.info("%r logged in as %r", connection, connection.identity)
+
+    def _replace(self, older: Connection) -> None:
+        reason = "replaced by a newer login"
+        older.fail(ConnectionClosed(reason), CloseCode.REFUSED, reason)
+
+    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """Keep the session of a client that has lost its link."""
+        logger.info("%r has lost its link: %s", connection, reason)
+        self._tell("client_away", connection, reason)
+        self._away.add(connection)
+
+    def returned(self, connection: Connection) -> None:
+        """Know that a client is back."""
+        logger.info("%r is back", connection)
+        self._away.discard(connection)
+        self._tell("client_return", connection)
+
+    def _tell(self, name: str, connection: Connection, *args: Any) -> None:
+        """Run the hooks of a moment behind those of earlier moments of the connection."""
+        if name not in self._hooks:
+            return
+        told = self._tell_after(self._telling.get(connection), name, connection, *args)
+        self._telling[connection] = task = self._background.start(told)
+
+        def forget(done: asyncio.Task[None]) -> None:
+            if self._telling.get(connection) is done:
+                del self._telling[connection]
+
+        task.add_done_callback(forget)
+
+    async def _tell_after(self, before: asyncio.Task[None] | None, name: str, *args: Any) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await self._hooks.tell(name, *args)
+
+    def ended(self, connection: Connection, error: Exception) -> None:
+        """Count a client, or a login that failed, out."""
+        self._away.discard(connection)
+        self._surplus.discard(connection)
+        waiting = self._waiting.pop(connection, None)
+        if waiting is not None and waiting is not asyncio.current_task():
+            waiting.cancel()
+        timer = self._joining.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+            logger.info("login from %s failed: %s", connection.address, error)
+        if connection.handling:
+            # Its peer has closed as it should, and what it sent before is still being handled.
+            self._background.start(connection.finish_messages(AFTERWARDS, None))
+        if self.connected.pop(connection.id, None) is not None:
+            self.peers.discard(connection)
+            logger.info("%r has gone: %s", connection, error)
+            self._tell("client_disconnect", connection, connection.reason)
