@@ -478,6 +478,8 @@ class CNDT(FrameWriter):
     def _wait_apart(self, rest: bytes, size: int) -> bool:
         """Let the large `bytes` of a frame be read to where they are to stay, if there are any."""
         first, _, id, stamp, number = HEADER.unpack_from(rest)
+        if first & COMPRESSED:
+            return False  # its bytes are no MessagePack, whatever they look like
         begin, end = large_bytes(memoryview(rest)[HEADER_SIZE:], size - HEADER_SIZE, APART)
         begin, end = begin + HEADER_SIZE, end + HEADER_SIZE
         behind = size - end
