@@ -73,10 +73,10 @@ from .frames import (
     word,
 )
 from .login import ClientLogin, ServerLogin
-from .payload import PLACEHOLDER, decode, inflate, large_bytes
+from .payload import COMPRESS_MOST, PLACEHOLDER, decode, inflate, large_bytes
 from .scram import Keys, Verifier
 from .session import ACK_BYTES, ACK_FRAMES, Session
-from .writer import COMPRESS_MOST, FrameWriter
+from .writer import FrameWriter
 
 __all__ = ["ACCEPTS", "CNDT", "State"]
 
