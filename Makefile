@@ -6,11 +6,11 @@ VENV := .venv
 PYTHON ?= $(shell test -x $(VENV)/bin/python && test -x $(VENV)/bin/pip && echo $(VENV)/bin/python || sh tools/find_python.sh)
 ENVIRONMENT = $(or $(PYTHON),false) tools/environment.py $(VENV)
 
-TYPED := $(wildcard conduit tests examples benchmarks tools test_server_debug.py test_client_debug.py)
+TYPED := $(wildcard conduit tests examples benchmarks fuzz tools test_server_debug.py test_client_debug.py)
 
 export QUICK ONLY WORKLOADS
 
-.PHONY: help demo test check format matrix coverage coverage-report bench bench-page guard clean
+.PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page guard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,18 @@ coverage-report: ## the same from what the last matrix measured
 	@$(ENVIRONMENT) dev
 	@$(VENV)/bin/python tools/coverage_report.py
 
+FUZZ = $$(sh tools/find_python.sh 3.13 || sh tools/find_python.sh 3.12 || sh tools/find_python.sh 3.11 || sh tools/find_python.sh) fuzz/run.py
+
+fuzz: ## fuzz every parser; SECONDS= or RUNS= for each target, ONLY= chooses
+	@$(FUZZ) --seconds $(or $(SECONDS),60) $(if $(RUNS),--runs $(RUNS)) $(if $(ONLY),--only $(ONLY))
+
+fuzz-keep: ## renew the corpus that the tests replay from what the last runs found
+	@$(FUZZ) --keep $(if $(ONLY),--only $(ONLY))
+
+long: ## the long forms of some tests: 200,000 examples, 10,000 replays, 20,000 logins
+	@$(ENVIRONMENT) dev
+	CONDUIT_TEST_LONG=1 $(VENV)/bin/python -m pytest -q -s --timeout 0 -m long
+
 bench: ## measure conduit beside its peers; QUICK=1 in two minutes, ONLY= and WORKLOADS= choose
 	@$$(sh tools/find_python.sh 3.11 || sh tools/find_python.sh) benchmarks/run.py
 
@@ -63,6 +75,6 @@ guard: ## count the instructions of a call under valgrind; COMMIT=1 commits what
 	@$(VENV)/bin/python benchmarks/guard.py $(if $(COMMIT),--commit) $(if $(IF_POSSIBLE),--if-possible)
 
 clean: ## remove everything that was installed, built or measured
-	rm -rf $(VENV) .venvs .matrix .coverage .coverage.* .hypothesis build dist
+	rm -rf $(VENV) .venvs .matrix .fuzz .coverage .coverage.* .hypothesis build dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

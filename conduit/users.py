@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
+from typing import Final
 
 from .descriptors import ServerDescriptor, reveal
 from .protocol.cndt import CNDT
@@ -16,6 +17,9 @@ __all__ = ["Users", "hash_password"]
 
 DEFAULT_USER = "default"
 """The name of the only user where the descriptor has one password."""
+
+_NOBODY: Final = Verifier(DEFAULT_ITERATIONS, bytes(16), bytes(32), bytes(32)).text()
+"""A verifier that is nobody's, parsed where a user has none, so that it takes as long."""
 
 
 def hash_password(password: str, *, iterations: int = DEFAULT_ITERATIONS) -> str:
@@ -104,8 +108,7 @@ class Users:
         """Return the verifier of a user who is known at once, or None."""
         users = self._descriptor.users
         if isinstance(users, Mapping):
-            text = users.get(user)
-            return Verifier.parse(text) if text is not None else None
+            return _parsed(users.get(user))
         return self._verifier if user == DEFAULT_USER else None
 
     async def look_up(self, user: str) -> Verifier | None:
@@ -117,8 +120,13 @@ class Users:
         users = self._descriptor.users
         assert users is not None
         assert not isinstance(users, Mapping)
-        text = await users(user)
-        if text is None:
-            return None
-        self._sample = verifier = Verifier.parse(text)
+        verifier = _parsed(await users(user))
+        if verifier is not None:
+            self._sample = verifier
         return verifier
+
+
+def _parsed(text: str | None) -> Verifier | None:
+    """Parse what a user has, or None; it takes as long for a user who does not exist."""
+    verifier = Verifier.parse(_NOBODY if text is None else text)
+    return None if text is None else verifier

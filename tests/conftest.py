@@ -1,6 +1,7 @@
 """What all tests share: the event loop they run on, and that nothing is left behind on it.
 
 CONDUIT_TEST_LOOP=asyncio (the default) or uvloop chooses the loop of every asynchronous test.
+CONDUIT_TEST_LONG=1 has the tests marked `long` try a hundred times as much; `make long` runs them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import pytest
 
 LOOP = os.environ.get("CONDUIT_TEST_LOOP") or "asyncio"
 LOOPS = ("asyncio", "uvloop")
+LONG = bool(os.environ.get("CONDUIT_TEST_LONG"))
+EXAMPLES = 200_000 if LONG else 2_000
+"""How many examples Hypothesis tries in the tests marked `long`."""
 
 # A busy machine is no failure: what may hang has the timeout of the whole test.
 hypothesis.settings.register_profile("conduit", deadline=None)

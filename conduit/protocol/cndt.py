@@ -73,10 +73,10 @@ from .frames import (
     word,
 )
 from .login import ClientLogin, ServerLogin
-from .payload import PLACEHOLDER, decode, inflate, large_bytes
+from .payload import COMPRESS_MOST, PLACEHOLDER, decode, inflate, large_bytes
 from .scram import Keys, Verifier
 from .session import ACK_BYTES, ACK_FRAMES, Session
-from .writer import COMPRESS_MOST, FrameWriter
+from .writer import FrameWriter
 
 __all__ = ["ACCEPTS", "CNDT", "State"]
 
@@ -478,6 +478,8 @@ class CNDT(FrameWriter):
     def _wait_apart(self, rest: bytes, size: int) -> bool:
         """Let the large `bytes` of a frame be read to where they are to stay, if there are any."""
         first, _, id, stamp, number = HEADER.unpack_from(rest)
+        if first & COMPRESSED:
+            return False  # its bytes are no MessagePack, whatever they look like
         begin, end = large_bytes(memoryview(rest)[HEADER_SIZE:], size - HEADER_SIZE, APART)
         begin, end = begin + HEADER_SIZE, end + HEADER_SIZE
         behind = size - end

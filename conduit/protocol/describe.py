@@ -7,7 +7,7 @@ from typing import Final
 
 from ..exceptions import ProtocolError, RPCError
 from .frames import COMPRESSED, HEADER, HEADER_SIZE, MAGIC, PRIORITY, REPLY, SEQUENCED, type_name
-from .payload import decode, inflate
+from .payload import COMPRESS_MOST, decode, inflate
 
 __all__ = ["FrameCutter", "describe"]
 
@@ -61,7 +61,7 @@ def _hex(data: bytes) -> str:
 def _payload(payload: bytes, flags: int) -> str:
     try:
         if flags & COMPRESSED:
-            payload = inflate(payload, 64 * 1024 * 1024)
+            payload = inflate(payload, COMPRESS_MOST)
         body = decode(payload)
         if isinstance(body, dict) and isinstance(body.get("caps"), bytes):
             body["caps"] = decode(body["caps"])

@@ -3,7 +3,8 @@
 What a side cannot do by itself it asks for: `VerifierNeeded` (look a user up), `KeysNeeded` (derive
 keys from the password, which takes a tenth of a second) and `WelcomeNeeded` (decide whether to let
 the user in). The exchange itself is `scram.py`; here are its frames, and what both sides tell each
-other beside it. Everything that they tell each other is under both signatures, by the digest `d`.
+other beside it. All of it before the proofs is under both signatures, by the digest `d`.
+AUTH_SUCCESS comes after them: but for its signature it is as open as the frames behind it.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from .frames import CloseCode, Parted, Payload
 from .plain import plain, unsendable
 
 __all__ = [
+    "COMPRESS_MOST",
     "LARGE",
     "PLACEHOLDER",
     "UNSENDABLE",
@@ -43,6 +44,9 @@ LARGE: Final = 64 * 1024
 
 UNSENDABLE: Final = (TypeError, ValueError, OverflowError)
 """What `Encoder.pack` raises for a value that cannot be sent."""
+
+COMPRESS_MOST: Final = 1024 * 1024
+"""Bytes that a payload may have to be compressed, and so what a compressed one may hold."""
 
 _UNCHECKED: Final = 256
 _FEW_TOKENS: Final = 64

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Final
 
 from .frames import COMPRESSED, HEADER
-from .payload import deflate
+from .payload import COMPRESS_MOST, deflate
 from .session import Session
 
-__all__ = ["COMPRESS_MOST", "LARGE_FRAME", "FrameWriter"]
+__all__ = ["LARGE_FRAME", "FrameWriter"]
 
 COMPRESS_LEAST: Final = 1024
-COMPRESS_MOST: Final = 1024 * 1024
 LARGE_FRAME: Final = 16 * 1024
 """Bytes of a payload that is worth a write of its own, so that what is queued stays small."""
 

@@ -1055,6 +1055,20 @@ def test_a_very_large_frame_that_is_an_error_looks_like_one_with_bytes(kind: str
         assert isinstance(event, Closed)
 
 
+@pytest.mark.parametrize("cut", [HEADER.size, HEADER.size + 20, 100_000])
+def test_a_compressed_frame_that_looks_like_one_with_bytes_is_inflated(cut: int) -> None:
+    """One zlib stream of stored blocks, nearly all of them empty, however it is cut."""
+    value = b"\xc6" + (4 * MIB).to_bytes(4, "big")
+    block = len(value).to_bytes(2, "little") + (len(value) ^ 0xFFFF).to_bytes(2, "little") + value
+    empty, last = b"\0\0\0\xff\xff", b"\1\0\0\xff\xff"
+    packed = b"\x78\x01\0" + block + empty * (4 * MIB // 5 + 100) + last
+    packed += zlib.adler32(value).to_bytes(4, "big")
+    limits = Capabilities(frame_max=8 * MIB, features=frozenset({"zlib"}))
+    server = server_in(State.OPEN, capabilities=limits)
+    events = feed(server, message(1, packed, SEQUENCED | COMPRESSED), cut_at(cut))
+    assert events == [Frame(MESSAGE, SEQUENCED | COMPRESSED, 0, value)]
+
+
 def test_it_is_told_when_a_write_is_due(server: CNDT) -> None:
     due: list[int] = []
     server.on_due = lambda: due.append(server.corked)

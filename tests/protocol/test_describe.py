@@ -201,6 +201,13 @@ def test_unknown_types_have_their_number() -> None:
     assert describe(frame(200, 0, 7))[0] == "type 200 id=7 [32+0 bytes]"
 
 
+def test_a_bomb_is_not_inflated_for_the_log() -> None:
+    """The peer refuses more than a mebibyte, and what is refused is logged all the same."""
+    bomb = frame(MESSAGE, SEQUENCED | COMPRESSED, 0, zlib.compress(bytes(50_000_000)), 1)
+    line, _ = describe(bomb)
+    assert "exceeds the limit of 1048576 bytes" in line
+
+
 @pytest.mark.parametrize("size", [10, 1000, 100_000])
 def test_lines_and_dumps_are_bounded(size: int) -> None:
     raw = frame(RPC_REQUEST, SEQUENCED, 1, pack(["name", {"data": "x" * size}]), 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conduit.protocol.cndt import CNDT, State
@@ -25,7 +25,9 @@ from conduit.protocol.frames import (
     word,
 )
 from conduit.protocol.payload import decode
+from fuzz.source import Source
 from tests import wire_client
+from tests.conftest import EXAMPLES
 from tests.golden_frames import GOLDEN, TIMESTAMP, Golden
 from tests.protocol.pair import (
     Frame,
@@ -33,7 +35,6 @@ from tests.protocol.pair import (
     Side,
     Split,
     byte_by_byte,
-    cut_at,
     feed,
     frames_of,
     make_client,
@@ -231,13 +232,14 @@ def expected_events(payloads: list[bytes]) -> list[Event]:
     return events
 
 
-@given(
-    payloads=st.lists(st.binary(max_size=200), min_size=1, max_size=12),
-    cuts=st.lists(st.integers(0, 3000), max_size=20),
-)
-def test_random_cuts_change_nothing(payloads: list[bytes], cuts: list[int]) -> None:
-    server = Pair().log_in().server.peer
-    assert feed(server, some_frames(payloads), cut_at(*cuts)) == expected_events(payloads)
+@pytest.mark.long
+@settings(max_examples=EXAMPLES)
+@given(data=st.binary(max_size=400))
+def test_random_cuts_change_nothing(data: bytes) -> None:
+    source = Source(data)
+    payloads = [source.short() for _ in range(1 + source.below(12))]
+    server = Pair(client={"user": None}, server={"anonymous": True}).log_in().server.peer
+    assert feed(server, some_frames(payloads), source.cut) == expected_events(payloads)
     assert not server.eof()
 
 

@@ -1,0 +1,1 @@
+"""What is fuzzed. A target has `run(data)`, which raises when something is wrong, and `seeds()`."""
