@@ -144,7 +144,8 @@ def judge(wanted: Search, found: Found) -> bool:
     print(
         f"{wanted.name} ({wanted.sizes}): {verdict}\n"
         f"  {found.states:,} states, depth {found.depth:,}, {found.seconds:.1f} s, "
-        f"{found.megabytes:,.0f} MB"
+        f"{found.megabytes:,.0f} MB",
+        flush=True,  # the next search may take minutes
     )
     for line in found.story.splitlines():
         print(f"    {line}")
