@@ -34,6 +34,9 @@ CYCLES = ("-DNP", "-DCOLLAPSE")
 COMPACT = ("-DSAFETY", "-DHC4")
 """Keeps a hash of each state, so that much larger searches fit; it might take two for one."""
 
+OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {CYCLES: ("-l",), COMPACT: ("-w27",)}
+"""What the searching program is told; 27 makes the table large enough for 100 million states."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -113,8 +116,7 @@ def search(wanted: Search) -> Found:
             ["gcc", "-O2", "-w", f"-DMEMLIM={MEGABYTES}", *wanted.kind, "-o", "pan", "pan.c"],
             folder,
         )
-        options = [f"-m{DEPTH}", "-l"] if wanted.kind == CYCLES else [f"-m{DEPTH}"]
-        report = run(["./pan", *options], folder)
+        report = run(["./pan", f"-m{DEPTH}", *OPTIONS.get(wanted.kind, ())], folder)
         failure = "; ".join(re.findall(r"^pan:\d+: (.*) \(at depth", report, re.MULTILINE))
         story = ""
         if Path(folder, f"{MODEL.name}.trail").exists():
