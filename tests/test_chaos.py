@@ -189,7 +189,9 @@ async def line(
     interval, timeout = heartbeat
     tls = None if certificate is None else TLS(certificate=certificate[0])
     trust = None if certificate is None else TLS(ca=certificate[1])
-    server, told = chatty_server(heartbeat_interval=interval, heartbeat_timeout=timeout, tls=tls)
+    server, told = chatty_server(
+        heartbeat_interval=interval, heartbeat_timeout=timeout, tls=tls, resume_ttl=0
+    )
     async with server, ChaosProxy(*server.address) as proxy:
         client = new_client(proxy.address, connect_timeout=0.5, reconnect_attempts=0, tls=trust)
         made = Line(server, proxy, client, told)
