@@ -10,7 +10,8 @@ TYPED := $(wildcard conduit tests examples benchmarks fuzz tools test_server_deb
 
 export QUICK ONLY WORKLOADS
 
-.PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page guard clean
+.PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page
+.PHONY: guard model clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +74,9 @@ bench-page: ## put the last full run into docs/performance.md
 guard: ## count the instructions of a call under valgrind; COMMIT=1 commits what was counted
 	@$(ENVIRONMENT) dev
 	@$(VENV)/bin/python benchmarks/guard.py $(if $(COMMIT),--commit) $(if $(IF_POSSIBLE),--if-possible)
+
+model: ## search through the model of resume with Spin; LONG=1 with more messages and faults
+	@$(or $(PYTHON),false) tools/check_model.py $(if $(LONG),--long) $(if $(IF_POSSIBLE),--if-possible)
 
 clean: ## remove everything that was installed, built or measured
 	rm -rf $(VENV) .venvs .matrix .fuzz .coverage .coverage.* .hypothesis build dist

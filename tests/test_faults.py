@@ -51,6 +51,7 @@ from tests.acceptance.support import (
     new_server,
     within,
 )
+from tests.chaos_proxy import ChaosProxy
 
 SOON = 2.0
 """Seconds within which everything here has to happen; what is right takes milliseconds."""
@@ -207,55 +208,6 @@ async def test_a_server_stops_while_sockets_are_being_accepted() -> None:
     await asyncio.gather(*(stop_while_accepting(turns) for turns in range(8)))
 
 
-class Cut:
-    """A cable that breaks after `count` bytes in one direction."""
-
-    def __init__(self, target: tuple[str, int], upward: bool, count: int) -> None:
-        self.target = target
-        self.left = {upward: count, not upward: sys.maxsize}
-        self.passed = {True: 0, False: 0}
-        self.writers: list[asyncio.StreamWriter] = []
-        self.tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> tuple[str, int]:
-        self.server = await asyncio.start_server(self.accepted, "127.0.0.1", 0)
-        address: tuple[str, int] = self.server.sockets[0].getsockname()
-        return address
-
-    async def __aexit__(self, *exc: object) -> None:
-        self.server.close()
-        for writer in self.writers:
-            writer.transport.abort()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self.server.wait_closed()
-
-    def accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.tasks.append(asyncio.ensure_future(self.join(reader, writer)))
-
-    async def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(*self.target)
-        self.writers += [writer, far_writer]
-        await asyncio.gather(
-            self.pump(reader, far_writer, True), self.pump(far_reader, writer, False)
-        )
-
-    async def pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upward: bool
-    ) -> None:
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            while data := await reader.read(65536):
-                self.passed[upward] += len(data)
-                data = data[: self.left[upward]]
-                self.left[upward] -= len(data)
-                writer.write(data)
-                if self.left[upward] == 0:
-                    for one in self.writers:
-                        raw.reset(one)
-                    return
-                await writer.drain()
-            writer.close()
-
-
 async def conversation(client: Client) -> list[Any]:
     """Log in, do a bit of everything, and leave."""
     await client.connect()
@@ -284,13 +236,13 @@ async def test_a_link_cut_after_any_byte_ends_every_call_at_once(upward: bool) -
         return message
 
     async with neighbourhood(server) as neighbour:
-        whole = Cut(server.address, upward, sys.maxsize)
-        async with whole as address:
-            await conversation(new_client(address, reconnect_enabled=False))
-        most = whole.passed[upward]
+        async with ChaosProxy(*server.address) as proxy:
+            await conversation(new_client(proxy.address, reconnect_enabled=False))
+            most = (proxy.up if upward else proxy.down).passed
         for count in (*range(1, 700, 31), *range(700, most, most // 20)):
-            async with Cut(server.address, upward, count) as address:
-                client = new_client(address, reconnect_enabled=False)
+            async with ChaosProxy(*server.address) as proxy:
+                (proxy.up if upward else proxy.down).cut_after = count
+                client = new_client(proxy.address, reconnect_enabled=False)
                 ended = await outcome(conversation(client))
                 found = ended if isinstance(ended, list) else [ended]
                 assert all(

@@ -104,9 +104,9 @@ class SocketLink(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the connection that the socket is gone."""
         self._writable = False
+        self._connection.link_lost(exc)
         if self._watch is not None:
             self._watch.cancel()
-        self._connection.link_lost(exc)
 
     def pause_writing(self) -> None:
         """Pass on that the buffer is full."""
@@ -140,7 +140,10 @@ class SocketLink(asyncio.BufferedProtocol):
 
     def unsent(self) -> int:
         """Return the size of the transport's buffer in bytes."""
-        return self._transport.get_write_buffer_size()
+        try:
+            return self._transport.get_write_buffer_size()
+        except AttributeError:  # on 3.10 TLS lets go of the socket before it says that it is gone
+            return 0
 
     def finish(self) -> None:
         """End the outgoing side, and give the peer a moment to read what it said.
@@ -173,7 +176,7 @@ class SocketLink(asyncio.BufferedProtocol):
         if self._watch is not None:
             self._watch.cancel()
         loop = asyncio.get_running_loop()
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self.unsent()
         if unsent and not left:
             self._watch = loop.call_later(STALLED, self._look_at_end, unsent)
         else:
@@ -181,7 +184,7 @@ class SocketLink(asyncio.BufferedProtocol):
 
     def _look_at_end(self, unsent: int) -> None:
         """Give up a peer that has taken nothing; give one that has taken something its time."""
-        if self._transport.get_write_buffer_size() < unsent:
+        if self.unsent() < unsent:
             self._watch_end()
         else:
             self._transport.abort()
