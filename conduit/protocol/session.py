@@ -92,19 +92,17 @@ class Session:
     def again(self, accepted: int) -> list[bytes]:
         """Return what the peer has not accepted, to be written to another link.
 
+        A login may be overtaken by a later one of the same peer. What it says is then less than the
+        peer has acknowledged since, and the peer will come again.
+
         Args:
             accepted: The highest number that the peer has accepted.
 
         Raises:
-            ProtocolError: The peer has accepted what was never sent, or no longer has what it has
-                acknowledged. Then nothing has changed.
+            ProtocolError: The peer has accepted what was never sent. Then nothing has changed.
         """
-        if accepted < self._acknowledged:
-            raise ProtocolError(
-                f"the peer goes on behind frame {accepted}, and has acknowledged "
-                f"{self._acknowledged}"
-            )
         self.acknowledge(accepted)
+        accepted = max(accepted, self._acknowledged)
         if self._forgotten < accepted:  # the peer has the beginning of the first batch
             last, size, chunks = self._outbox[0]
             batch = b"".join(chunks)

@@ -349,22 +349,39 @@ async def test_the_outbox_bounds_what_is_kept() -> None:
         await until(lambda: got == list(range(100)))
 
 
-@pytest.mark.parametrize("accepted", [10**6, 1], ids=["ahead", "behind"])
-async def test_a_number_that_cannot_be_breaks_the_session(accepted: int) -> None:
+async def test_a_number_that_was_never_sent_breaks_the_session() -> None:
+    async with resumable() as pair:
+        await cut(pair)
+        pair.client.connection.session.received = 10**6
+        pair.start_again()
+        await until(lambda: pair.server.endings)
+        assert pair.server.connection.reason is not None
+        assert pair.server.connection.reason.code == CloseCode.PROTOCOL_ERROR
+
+
+async def test_a_login_that_was_overtaken_does_no_harm() -> None:
+    """Its number is too low by now, and it takes the link from the one that came later."""
     async with resumable() as pair:
 
         @pair.server.rpc
         async def nothing() -> None: ...
 
+        connection = pair.client.connection
         for _ in range(100):
             await within(pair.client.call("nothing"))
-        await turns()
+        await until(lambda: pair.server.connection.session.outbox_bytes == 0)
+        received = connection.session.received
         await cut(pair)
-        pair.client.connection.session.received = accepted
+        connection.session.received = 1  # as it was long ago
         pair.start_again()
-        await until(lambda: pair.server.endings)
-        assert pair.server.connection.reason is not None
-        assert pair.server.connection.reason.code == CloseCode.PROTOCOL_ERROR
+        await until(lambda: pair.server.returns == 1)
+        connection.session.received = received
+        pair.client.link.stall()
+        pair.client.link.reset()
+        await until(lambda: connection.away)
+        await pair.come_back()
+        assert await within(pair.client.call("nothing")) is None
+        assert not pair.server.endings and not pair.client.endings
 
 
 # Anything, cut anywhere
