@@ -204,6 +204,8 @@ class ServerDescriptor(_Model):
         heartbeat_timeout: Seconds of silence after which a peer counts as dead.
         enable_compression: Compress payloads of 1 KiB to 1 MiB when that makes them smaller.
         enable_backpressure: Make senders wait when a peer does not keep up; False refuses them.
+        watchdog: Seconds for which a handler may hold the event loop before it is named in the log,
+            with the lines of code that it has reached; None looks away.
         resume_ttl: Seconds for which the session of a client that has lost its link is kept: calls
             go on, and what is sent waits for the client. 0 ends it at once.
         rpc_timeout: Default deadline in seconds of calls that the server makes; None for none.
@@ -226,6 +228,7 @@ class ServerDescriptor(_Model):
     heartbeat_timeout: Seconds = 90.0
     enable_compression: bool = False
     enable_backpressure: bool = True
+    watchdog: Seconds | None = 0.25
     resume_ttl: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 30.0
     rpc_timeout: Seconds | None = 30.0
     debug: bool = False

@@ -23,6 +23,7 @@ from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
 from .transport.messages import encode_message
 from .transport.tls import server_context, server_end_point
+from .transport.watchdog import Watchdog
 from .users import Users
 
 __all__ = ["Server"]
@@ -57,6 +58,7 @@ class Server:
         self._hooks = Hooks(logger)
         self._clients = Clients(self.descriptor, self._router, self._users, self._hooks)
         self._listener: Listener | None = None
+        self._watchdog: Watchdog | None = None
         self._address: tuple[str, int] | None = None
         self._tasks = Background(logger)
         self._stopping: asyncio.Event | None = None
@@ -277,6 +279,9 @@ class Server:
             self._address = None
             raise
         self._listener = Listener(listening, context, self._has_room, self._clients.connect)
+        if descriptor.watchdog is not None:
+            loop = asyncio.get_running_loop()
+            self._watchdog = Watchdog(loop, Shared.of(loop).handling, descriptor.watchdog)
         logger.info("%s listens on %s:%s", self.name, *self.address)
 
     def _has_room(self) -> bool:
@@ -330,6 +335,9 @@ class Server:
         await self._tasks.cancel(caller)
         await self._clients.finish(grace, caller)
         await self._hooks.tell("shutdown", self)
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.stop()
         self._address = self._ending = None
         logger.info("%s has stopped", self.name)
 

@@ -45,6 +45,7 @@ SERVER_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("heartbeat_timeout", [31, 90.0], SECONDS_WRONG),
     ("enable_compression", [True, False], ["x", None]),
     ("enable_backpressure", [True, False], ["x", None]),
+    ("watchdog", [0.001, 0.25, None], SECONDS_WRONG),
     ("resume_ttl", [0, 0.5, 30, 3600], [-1, "x", None, float("inf"), float("nan")]),
     ("rpc_timeout", [0.1, 30, None], SECONDS_WRONG),
     ("debug", [True, False], ["x", None]),

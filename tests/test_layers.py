@@ -42,6 +42,7 @@ LAYERS = [
     {
         "transport.messages",
         "transport.background",
+        "transport.watchdog",
         "transport.pings",
         "transport.stream_call",
         "transport.thread_items",

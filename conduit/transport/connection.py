@@ -736,7 +736,8 @@ class Connection:
             self._close(ConnectionClosed(reason, code=CloseCode.TOO_SLOW), abort=True)
         elif needed == "dead":
             timeout = self._pulse.timeout
-            reason = f"no sign of life from the peer for {timeout:g} s (heartbeat_timeout)"
+            silence = f"no sign of life from the peer for {timeout:g} s (heartbeat_timeout)"
+            reason = f"{silence}; {self._shared.account(timeout)}"
             logger.warning("%r: %s", self, reason)
             error = ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT)
             if self.keeps:

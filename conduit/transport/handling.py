@@ -130,6 +130,15 @@ class Handling:
         """End it."""
         self.call = self.source = None
 
+    def running(self) -> str | None:
+        """Return the name of the handler whose step runs now, for another thread that asks."""
+        call = self.call
+        if call is not None:
+            return str(call[0] if type(call) is list else call.name)
+        task = asyncio.current_task(self._loop)
+        entry = self.suspended.get(task) if task is not None else None
+        return entry.handled.name if entry is not None else None
+
     def handled(self) -> Handled | None:
         """Return the call whose handler asks; None for any other task, and any other thread."""
         try:

@@ -22,6 +22,8 @@ SLAB_BYTES = 256 * 1024
 SPARE_BYTES = 4 * 1024 * 1024
 ACK_DELAY = 0.2
 """Seconds within which what was accepted is acknowledged."""
+HELD = 0.25
+"""Seconds by which a timer must be late for the loop to have been held."""
 STALL = 1.0
 """Seconds by which a timer must be late, at the most, for the loop to count as stalled."""
 
@@ -63,6 +65,7 @@ class Shared:
     __slots__ = (
         "_beat_timer",
         "_due",
+        "_held",
         "_loop",
         "_period",
         "_spare",
@@ -81,6 +84,7 @@ class Shared:
         self._beat_timer: asyncio.TimerHandle | None = None
         self._period = 0.0
         self._due = 0.0
+        self._held = (-math.inf, 0.0)
         self._spare: memoryview | None = None
         self.slab = memoryview(bytearray(SLAB_BYTES))
         self.encoder = Encoder()
@@ -126,10 +130,20 @@ class Shared:
     def _beat(self) -> None:
         now = self._loop.time()
         # After a stall the peers' bytes may still be unread in the sockets, so nobody is judged.
-        judge = now - self._due < min(self._period, STALL)
+        late = now - self._due
+        judge = late < min(self._period, STALL)
+        if late >= HELD:
+            self._held = now, late
         self._arm()
         for member in tuple(self.members):
             member.beat(now, judge=judge)
+
+    def account(self, seconds: float) -> str:
+        """Say what the loop itself has done in the last seconds, for a peer that counts as dead."""
+        when, late = self._held
+        if self._loop.time() - when > seconds:
+            return "this side was awake all the time"
+        return f"this side's event loop was held for {late:.1f} s in that time"
 
     def acknowledge_later(self, inlet: Acknowledging) -> None:
         """Have `inlet.acknowledge()` called within `ACK_DELAY`."""
