@@ -306,6 +306,7 @@ class Server:
         if descriptor.tls is not None:
             self._binding = server_end_point(descriptor.tls)
         await self._users.prepare()
+        _ = self._router.fingerprint  # made now, and not while the first client waits
         listening = await bind(address, ipv6=descriptor.ipv6)
         self._address = listening.getsockname()[:2]
         try:
@@ -574,7 +575,7 @@ class Server:
     def _let_in(self, connection: Connection) -> None:
         # Once more, because another one may have come while hooks were asked.
         if not connection.closed and not self._refuses_another(connection, connection.identity):
-            connection.welcome(self.name, self.version)
+            connection.welcome(self.name, self.version, self._router.fingerprint)
 
     def opened(self, connection: Connection) -> None:
         """Count a client in."""
