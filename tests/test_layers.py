@@ -61,7 +61,7 @@ LAYERS = [
     {"away", "expected", "hooks", "peers", "users"},
     {"server", "client", "from_thread"},
     {"blocking"},
-    {"cli"},
+    {"cli", "stub"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
