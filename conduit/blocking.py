@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from . import client as asynchronous
 from .descriptors import ClientDescriptor
 from .exceptions import ConnectionClosed
-from .rpc.blocking_caller import BlockingCaller, StreamCall
+from .rpc.blocking_caller import BLOCKING, BlockingCaller, StreamCall
+from .rpc.method import Example
 from .transport.calls import DEFAULT, Default
 from .transport.connection import Connection
 from .transport.loop_thread import LoopThread
@@ -45,6 +46,23 @@ class ClientCaller(BlockingCaller):
         super().__init__(rpc, thread, connection_id)
         self._register = rpc
 
+    def bind(self, interface: Callable[..., T], *, check: bool = True) -> T:
+        """Return an object that calls the server by the methods of an interface, and waits.
+
+        See `BlockingCaller.bind`, and `conduit.Client` for the check.
+
+        Args:
+            interface: A class whose methods are plain `def`; streams are `Iterator[T]`.
+            check: False leaves out the comparison with what the server offers.
+
+        Raises:
+            TypeError: The interface has something that cannot be called; the text says what.
+        """
+        bound = super().bind(interface)
+        if check:
+            self._register.expected.add(interface, BLOCKING)
+        return bound
+
     @overload
     def __call__(self, function: F, /) -> F: ...
 
@@ -57,6 +75,8 @@ class ClientCaller(BlockingCaller):
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Callable[[F], F]: ...
 
     def __call__(
@@ -67,12 +87,21 @@ class ClientCaller(BlockingCaller):
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Any:
         """Register a method that the server may call; see `Server.rpc`.
 
         A plain `def` runs in a thread, where it may use the client.
         """
-        return self._register(name, timeout=timeout, extra=extra, thread=thread)
+        return self._register(
+            name,
+            timeout=timeout,
+            extra=extra,
+            thread=thread,
+            deprecated=deprecated,
+            examples=examples,
+        )
 
 
 class Client:

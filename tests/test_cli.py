@@ -15,7 +15,8 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -295,6 +296,24 @@ async def test_discover_lists_one_method_a_line() -> None:
         assert methods[0]["parameters"]["required"] == ["a"]
 
 
+async def test_discover_marks_what_is_not_to_be_used_any_more() -> None:
+    async with Server(host="127.0.0.1", port=0, verifier=VERIFIER) as server:
+
+        @server.rpc(deprecated="use\nsum")
+        async def add(a: int) -> int:
+            """Add."""
+            return a
+
+        @server.rpc(deprecated=True)
+        async def silent() -> None: ...
+
+        done = await run("discover", "{}:{}".format(*server.address))
+        assert done.output.splitlines() == [
+            "add(a: int) -> int  Add. (deprecated: use\\nsum)",
+            "silent() -> None    (deprecated)",
+        ]
+
+
 async def test_discover_of_a_server_without_methods_prints_nothing() -> None:
     async with Server(host="127.0.0.1", port=0, verifier=VERIFIER) as server:
         done = await run("discover", "{}:{}".format(*server.address))
@@ -521,13 +540,13 @@ def test_load_server_takes_a_dotted_module(folder: Path) -> None:
 def test_help_lists_commands_and_exit_codes() -> None:
     done = conduit("--help")
     assert done.code == 0
-    for name in ("serve", "call", "discover", "ping", "hash-password", "gen-password"):
+    for name in ("serve", "call", "discover", "stub", "ping", "hash-password", "gen-password"):
         assert re.search(rf"^  {name} +[A-Z].*\.$", done.output, re.M), name
     for code in range(6):
         assert re.search(rf"^ +{code}  \w", done.output, re.M), code
     assert "$base64" in done.output
     assert "Commands" in conduit().output + conduit().errors
-    for name in ("call", "discover", "ping"):
+    for name in ("call", "discover", "stub", "ping"):
         for word in ("CONDUIT_PASSWORD", "--user", "--timeout", "--ca", "--insecure-tls"):
             assert word in conduit(name, "--help").output
 
@@ -665,6 +684,10 @@ def by_position(first_one: int, other: str = "x", /) -> None:
     raise NotImplementedError
 
 
+def quantities(price: Decimal, span: timedelta = timedelta(1)) -> tuple[Decimal, timedelta]:
+    raise NotImplementedError
+
+
 def lone(user: User) -> User:
     raise NotImplementedError
 
@@ -680,6 +703,10 @@ def lone(user: User) -> User:
         ),
         (by_position, "by_position(first_one: int, other: str = 'x', /) -> None"),
         (lone, "lone(name: str, age: int = 3) -> User"),
+        (
+            quantities,
+            "quantities(price: Decimal, span: timedelta = 'P1D') -> tuple[Decimal, timedelta]",
+        ),
     ],
 )
 def test_signatures_are_read_from_json_schema(function: Any, expected: str) -> None:

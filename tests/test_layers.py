@@ -51,7 +51,7 @@ LAYERS = [
     {"rpc.contract", "rpc.retry", "rpc.validation"},
     {"rpc.streams"},
     {"rpc.interface"},
-    {"rpc.bind"},
+    {"rpc.bind", "rpc.compatibility", "rpc.fingerprint"},
     {"rpc.caller"},
     {"rpc.blocking_caller"},
     {"transport.connection"},
@@ -59,11 +59,11 @@ LAYERS = [
     {"rpc.method"},
     {"transport.listeners", "rpc.implementation"},
     {"rpc.router"},
-    {"away", "hooks", "peers", "users"},
+    {"away", "expected", "hooks", "peers", "users"},
     {"clients"},
     {"server", "client", "from_thread"},
     {"blocking"},
-    {"cli"},
+    {"cli", "stub"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

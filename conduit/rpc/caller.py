@@ -16,7 +16,9 @@ from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.handling import HANDLING, inherit
 from ..transport.serving import Response
 from ..transport.stream_call import StreamCall
-from .bind import Call, OpenStream, bound_class
+from .bind import Bound, Call, OpenStream, bound_class
+from .compatibility import differences
+from .interface import ASYNC, Style, operations
 from .retry import Attempts, Budget, Retry
 
 __all__ = ["Caller", "convert", "data"]
@@ -330,18 +332,42 @@ class Caller:
             TypeError: The interface has something that cannot be called, such as a stream that is
                 declared `async def`, a property or `*args`; the text says what and why.
         """
+        return cast("T", self.bound(interface))
+
+    def bound(self, interface: Any, style: Style = ASYNC) -> Bound:
+        """Return what `bind` does, for an interface of any style."""
         # `use` changes what these two call.
-        bound: Any = bound_class(interface)(
+        return bound_class(interface, style)(
             lambda *request: self._call(*request),  # pyright: ignore[reportUnknownLambdaType]
             lambda *request: self._stream(*request),  # pyright: ignore[reportUnknownLambdaType]
             self._retried,
         )
-        return cast("T", bound)
+
+    async def differences(self, interface: Callable[..., Any]) -> list[str]:
+        """Ask the peer what it offers, and return what keeps an interface from that.
+
+        Names, parameters, results and streams are compared, and no call is made. A peer may offer
+        more methods, optional parameters and properties of results, take more and send less than
+        the interface knows of. A client asks this by itself for what `bind` has bound.
+
+        Args:
+            interface: As for `bind`.
+
+        Returns:
+            One sentence for each difference, with the method and the field; none if all fits.
+
+        Raises:
+            TypeError: As for `bind`.
+            RPCError, ConnectionLost: As for `call`.
+        """
+        operations(interface)  # which may refuse it
+        return differences(interface, await self.discover())
 
     async def discover(self) -> list[dict[str, Any]]:
         """Return what the peer offers, one map for each method.
 
-        The keys are `name`, `description`, `parameters` and `returns` (JSON Schema), `requires`.
+        The keys are `name`, `description`, `parameters` and `returns` (JSON Schema), `streaming`
+        (with `items` and `argument`), `requires`, `deprecated` and `examples`.
         """
         methods: list[dict[str, Any]] = await self._call(
             "conduit.discover", None, DEFAULT, False, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,10 +13,13 @@ from ..exceptions import MethodNotFound
 from ..transport.calls import NAME_BYTES
 from ..transport.running import Handler
 from ..transport.streaming import Streaming
+from .fingerprint import fingerprint
 from .implementation import implemented
-from .method import Kind, MessageHandler, Method
+from .method import Example, Kind, MessageHandler, Method
 
 __all__ = ["Router"]
+
+logger = logging.getLogger("conduit.connection")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +45,7 @@ class Router:
         self._with_connection = with_connection
         self.methods: dict[str, Handler] = {DISCOVER: _Discovery(self)}
         self.messages: dict[str, MessageHandler] = {}
+        self._fingerprint: bytes | None = None
 
     def add_method(
         self,
@@ -50,11 +55,13 @@ class Router:
         timeout: float | None,
         extra: Literal["forbid", "ignore"],
         thread: bool | None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> F:
         """Register a handler for calls and return it unchanged.
 
         Raises:
-            ValueError: The name is taken or is none.
+            ValueError: The name is taken or is none, or an example does not fit.
             TypeError: The signature cannot be served.
         """
         name = str(getattr(function, "__name__", "")) if name is None else name
@@ -63,7 +70,16 @@ class Router:
             raise ValueError(
                 f"method name {name!r}: names that begin with {BUILT_IN!r} are built in"
             )
-        self.methods[name] = Method(function, name, timeout=timeout, extra=extra, thread=thread)
+        self.methods[name] = Method(
+            function,
+            name,
+            timeout=timeout,
+            extra=extra,
+            thread=thread,
+            deprecated=deprecated,
+            examples=examples,
+        )
+        self._fingerprint = None
         return function
 
     def add_interface(self, interface: type[Any], implementation: object) -> None:
@@ -77,6 +93,7 @@ class Router:
         for method in methods:
             _check_name(method.name, self.methods)
         self.methods.update((method.name, method) for method in methods)
+        self._fingerprint = None
 
     def method_decorator(
         self,
@@ -85,11 +102,21 @@ class Router:
         timeout: float | None,
         extra: Literal["forbid", "ignore"],
         thread: bool | None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Any:
         """Serve `@rpc`, `@rpc()` and `@rpc("name")` alike."""
 
         def register(function: F, name: str | None = None) -> F:
-            return self.add_method(function, name, timeout=timeout, extra=extra, thread=thread)
+            return self.add_method(
+                function,
+                name,
+                timeout=timeout,
+                extra=extra,
+                thread=thread,
+                deprecated=deprecated,
+                examples=examples,
+            )
 
         if callable(name):
             return register(name)
@@ -138,6 +165,20 @@ class Router:
         return MethodNotFound(
             f"no handler for message {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
         )
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What identifies the methods of the application.
+
+        Nothing if there are none, or if one has a type of the application that cannot be described.
+        """
+        if self._fingerprint is None:
+            try:
+                self._fingerprint = fingerprint(method.describe() for method in self.described())
+            except Exception:  # a type's own JSON Schema may fail; nobody is to be kept out by it
+                logger.exception("a method cannot be described, so peers are not told of changes")
+                self._fingerprint = b""
+        return self._fingerprint
 
     def described(self) -> Iterator[Method]:
         """Yield the methods of the application, in the order in which they were registered."""
