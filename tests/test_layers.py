@@ -24,6 +24,7 @@ LAYERS = [
     {"protocol.frames", "protocol.plain", "protocol.scram"},
     {"protocol.payload", "protocol.session", "protocol.events"},
     {"protocol.describe", "protocol.writer"},
+    {"protocol.reader"},
     {"protocol.login"},
     {"protocol.cndt"},
     {"descriptors"},

@@ -63,7 +63,8 @@ class Watchdog:
                 self._report(time.monotonic() - self._patience)
 
     def _report(self, since: float) -> None:
-        frame = sys._current_frames().get(self._watched)
+        frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # documented
+        frame = frames.get(self._watched)
         name = self._handling.running()
         # A loop that waits for events is held by nobody: the machine was busy, or asleep.
         if frame is not None and frame.f_code.co_filename != selectors.__file__:
@@ -74,7 +75,7 @@ class Watchdog:
                 self._patience,
                 _shown(frame),
             )
-        del frame
+        del frame, frames
         self._answered.wait()
         logger.info("the event loop was held for %.2f s", time.monotonic() - since)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from conduit.exceptions import ProtocolError, RPCError
-from conduit.protocol import cndt
+from conduit.protocol import reader
 from conduit.protocol.cndt import State
 from conduit.protocol.events import Broken, Capabilities, Event
 from conduit.protocol.frames import HEADER, FrameType, NotConduit, Payload, word
@@ -37,12 +37,12 @@ takes what is apart only in payloads above 256 bytes, so it cannot be less.
 @contextmanager
 def small_frames(state: State = State.OPEN) -> Iterator[None]:
     """Treat frames of a few hundred bytes like those of megabytes, which no login frame can be."""
-    true = {name: vars(cndt)[name] for name in SMALL}
-    vars(cndt).update(SMALL if state is State.OPEN else {})
+    true = {name: vars(reader)[name] for name in SMALL}
+    vars(reader).update(SMALL if state is State.OPEN else {})
     try:
         yield
     finally:
-        vars(cndt).update(true)
+        vars(reader).update(true)
 
 
 def run(data: bytes) -> None:

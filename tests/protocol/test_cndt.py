@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conduit.exceptions import AuthenticationError, ProtocolError
-from conduit.protocol.cndt import ACCEPTS, APART, CNDT, State
+from conduit.protocol.cndt import ACCEPTS, CNDT, State
 from conduit.protocol.events import (
     Broken,
     Capabilities,
@@ -31,6 +31,7 @@ from conduit.protocol.events import (
 )
 from conduit.protocol.frames import ENVELOPE, FrameType, Parted, word
 from conduit.protocol.payload import decode
+from conduit.protocol.reader import APART
 from conduit.protocol.writer import LARGE_FRAME
 from tests.golden_frames import GOLDEN
 from tests.protocol.pair import (
