@@ -30,7 +30,7 @@ from . import (
 )
 from .cli import json_text, load_server, parse_parameters
 from .protocol.scram import DEFAULT_ITERATIONS
-from .signatures import shown, signature
+from .signatures import deprecation, shown, signature
 
 try:
     import typer
@@ -190,8 +190,10 @@ def discover(
     signatures = [shown(signature(method)) for method in methods]
     width = max((len(text) for text in signatures if len(text) <= COLUMN), default=0)
     for method, text in zip(methods, signatures, strict=True):
-        first_line = str(method.get("description", "")).partition("\n")[0]
-        typer.echo(f"{text:<{width}}  {shown(first_line)}".rstrip())
+        about = str(method.get("description", "")).partition("\n")[0]
+        if mark := deprecation(method):
+            about = f"{about} ({mark})".lstrip()
+        typer.echo(f"{text:<{width}}  {shown(about)}".rstrip())
 
 
 @app.command()

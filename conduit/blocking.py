@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
@@ -20,6 +20,7 @@ from . import client as asynchronous
 from .descriptors import ClientDescriptor
 from .exceptions import ConnectionClosed
 from .rpc.blocking_caller import BlockingCaller, StreamCall
+from .rpc.method import Example
 from .transport.calls import DEFAULT, Default
 from .transport.connection import Connection
 from .transport.loop_thread import LoopThread
@@ -57,6 +58,8 @@ class ClientCaller(BlockingCaller):
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Callable[[F], F]: ...
 
     def __call__(
@@ -67,12 +70,21 @@ class ClientCaller(BlockingCaller):
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Any:
         """Register a method that the server may call; see `Server.rpc`.
 
         A plain `def` runs in a thread, where it may use the client.
         """
-        return self._register(name, timeout=timeout, extra=extra, thread=thread)
+        return self._register(
+            name,
+            timeout=timeout,
+            extra=extra,
+            thread=thread,
+            deprecated=deprecated,
+            examples=examples,
+        )
 
 
 class Client:

@@ -8,7 +8,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
 from .descriptors import TLS, Address, ClientDescriptor, reveal
@@ -18,6 +18,7 @@ from .protocol.events import KeysNeeded, Resumed
 from .protocol.frames import CloseCode
 from .protocol.login import ClientLogin
 from .rpc.caller import Caller
+from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.calls import DEFAULT, Default, closed_again
@@ -79,6 +80,8 @@ class ClientCaller(Caller):
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Callable[[F], F]: ...
 
     def __call__(
@@ -89,9 +92,18 @@ class ClientCaller(Caller):
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Any:
         """Register a method that the server may call; see `Server.rpc`."""
-        return self._router.method_decorator(name, timeout=timeout, extra=extra, thread=thread)
+        return self._router.method_decorator(
+            name,
+            timeout=timeout,
+            extra=extra,
+            thread=thread,
+            deprecated=deprecated,
+            examples=examples,
+        )
 
 
 class Client:

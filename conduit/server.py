@@ -16,6 +16,7 @@ from .clients import Clients
 from .descriptors import Address, ServerDescriptor
 from .hooks import Hooks
 from .protocol.frames import HEADER, PRIORITY, FrameType, word
+from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.connection import Connection
@@ -98,6 +99,8 @@ class Server:
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Callable[[F], F]: ...
 
     def rpc(
@@ -108,6 +111,8 @@ class Server:
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Any:
         """Register a method: `@server.rpc`, or `@server.rpc("name", timeout=5)`.
 
@@ -119,12 +124,23 @@ class Server:
             timeout: Seconds that it may run at most.
             extra: `"ignore"` drops unknown parameters instead of refusing the call.
             thread: False runs a plain `def` on the event loop instead of in a thread.
+            deprecated: Tells callers not to use it any more; text says what to use instead. The
+                decorator `warnings.deprecated` on the function says the same.
+            examples: Parameters of calls that show how it is used, each as `rpc.call` takes them,
+                for `discover`; the items of a stream that the caller sends are a list.
 
         Raises:
-            ValueError: The name has a handler already.
+            ValueError: The name has a handler already, or an example does not fit.
             TypeError: The signature cannot be served, or an annotation cannot be resolved.
         """
-        return self._router.method_decorator(name, timeout=timeout, extra=extra, thread=thread)
+        return self._router.method_decorator(
+            name,
+            timeout=timeout,
+            extra=extra,
+            thread=thread,
+            deprecated=deprecated,
+            examples=examples,
+        )
 
     def serve(self, interface: type[Any], implementation: object) -> None:
         """Register the methods of an interface; `rpc.bind(interface)` is how they are called.

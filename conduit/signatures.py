@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["python_signature", "shown", "signature"]
+__all__ = ["deprecation", "python_signature", "shown", "signature"]
 
 _TYPES: Final = {
     "integer": "int",
@@ -52,6 +52,14 @@ def signature(method: Mapping[str, Any]) -> str:
     return f"{method.get('name')}({', '.join(parameters)}){result}"
 
 
+def deprecation(method: Mapping[str, Any]) -> str:
+    """Return `deprecated`, with what to use instead where discovery tells it; else nothing."""
+    told = method.get("deprecated")
+    if isinstance(told, str) and told:
+        return f"deprecated: {told}"
+    return "deprecated" if told else ""
+
+
 def _parameters(schema: dict[str, Any]) -> list[str]:
     by_position = schema.get("prefixItems")
     if isinstance(by_position, list):
@@ -91,10 +99,14 @@ def _type(schema: Any) -> str:
         return str(schema["$ref"]).rpartition("/")[2]
     if "const" in schema or "enum" in schema:
         return " | ".join(repr(one) for one in schema.get("enum", [schema.get("const")]))
+    if schema.get("format") == "decimal":
+        return "Decimal"
     for key in ("anyOf", "oneOf"):
         if key in schema:
             return " | ".join(_type(one) for one in schema[key])
     kind = schema.get("type")
+    if kind == ["number", "string"]:  # what a timedelta is taken as
+        return _FORMATS.get(str(schema.get("format")), "Any")
     if kind == "array":
         return _array(schema)
     if kind == "object":

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -293,6 +294,24 @@ async def test_discover_lists_one_method_a_line() -> None:
         methods = json.loads((await run("discover", at, "--json")).output)
         assert [method["name"] for method in methods][:2] == ["add", "echo"]
         assert methods[0]["parameters"]["required"] == ["a"]
+
+
+async def test_discover_marks_what_is_not_to_be_used_any_more() -> None:
+    async with Server(host="127.0.0.1", port=0, verifier=VERIFIER) as server:
+
+        @server.rpc(deprecated="use\nsum")
+        async def add(a: int) -> int:
+            """Add."""
+            return a
+
+        @server.rpc(deprecated=True)
+        async def silent() -> None: ...
+
+        done = await run("discover", "{}:{}".format(*server.address))
+        assert done.output.splitlines() == [
+            "add(a: int) -> int  Add. (deprecated: use\\nsum)",
+            "silent() -> None    (deprecated)",
+        ]
 
 
 async def test_discover_of_a_server_without_methods_prints_nothing() -> None:
@@ -665,6 +684,10 @@ def by_position(first_one: int, other: str = "x", /) -> None:
     raise NotImplementedError
 
 
+def quantities(price: Decimal, span: timedelta = timedelta(1)) -> tuple[Decimal, timedelta]:
+    raise NotImplementedError
+
+
 def lone(user: User) -> User:
     raise NotImplementedError
 
@@ -680,6 +703,10 @@ def lone(user: User) -> User:
         ),
         (by_position, "by_position(first_one: int, other: str = 'x', /) -> None"),
         (lone, "lone(name: str, age: int = 3) -> User"),
+        (
+            quantities,
+            "quantities(price: Decimal, span: timedelta = 'P1D') -> tuple[Decimal, timedelta]",
+        ),
     ],
 )
 def test_signatures_are_read_from_json_schema(function: Any, expected: str) -> None:

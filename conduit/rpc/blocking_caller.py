@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar, overload
 
 from ..exceptions import ConduitError, ConnectionClosed
-from ..signatures import python_signature, shown, signature
+from ..signatures import deprecation, python_signature, shown, signature
 from ..transport import stream_call
 from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.loop_thread import LoopThread
@@ -121,10 +121,15 @@ class Method:
         method = self._offered().get(self.__name__)
         if method is None:
             return f"Call {self.__name__!r}, of which the server has told nothing."
-        lines = [signature(method), "", *str(method.get("description", "")).splitlines()]
+        parts = [[signature(method)], str(method.get("description", "")).splitlines()]
+        if mark := deprecation(method):
+            parts.append([f"{mark[0].upper()}{mark[1:]}"])
+        examples = method.get("examples")
+        if isinstance(examples, list) and examples:
+            parts.append(["For example:", *(f"    {example}" for example in examples)])
         if method.get("streaming"):
-            lines += ["", f"Call it by rpc.stream({self.__name__!r}, ...)."]
-        return "\n".join(map(shown, lines)).rstrip()
+            parts.append([f"Call it by rpc.stream({self.__name__!r}, ...)."])
+        return "\n\n".join("\n".join(map(shown, lines)) for lines in parts if lines)
 
     @property
     def __signature__(self) -> inspect.Signature | None:

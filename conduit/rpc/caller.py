@@ -341,7 +341,8 @@ class Caller:
     async def discover(self) -> list[dict[str, Any]]:
         """Return what the peer offers, one map for each method.
 
-        The keys are `name`, `description`, `parameters` and `returns` (JSON Schema), `requires`.
+        The keys are `name`, `description`, `parameters` and `returns` (JSON Schema), `streaming`
+        (with `items` and `argument`), `requires`, `deprecated` and `examples`.
         """
         methods: list[dict[str, Any]] = await self._call(
             "conduit.discover", None, DEFAULT, False, None

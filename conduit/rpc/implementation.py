@@ -61,7 +61,8 @@ def _method(operation: Operation, interface: type, implementation: object) -> Me
         own.description or operation.contract.description,
         own.idempotent or operation.contract.idempotent,
     )
-    return Method(function, name, contract=contract)
+    marked = getattr(operation.function, "__deprecated__", False)
+    return Method(function, name, contract=contract, deprecated=marked)
 
 
 def _generator(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,23 +11,27 @@ import functools
 import inspect
 import operator
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator, core_schema
 
-from ..exceptions import InvalidParams
+from ..exceptions import InvalidParams, RPCError
+from ..protocol.payload import Encoder, decode
 from ..transport.connection import Connection
 from ..transport.serving import Response
 from .context import Context
 from .contract import Contract, called, contract_of, lone_model
 from .streams import Declared, shown
-from .validation import AS_SENT, Schema, adapter_of, finisher, invalid_params
+from .validation import AS_SENT, AS_TAKEN, adapter_of, finisher, invalid_params
 
-__all__ = ["Kind", "MessageHandler", "Method", "is_filled_in"]
+__all__ = ["Example", "Kind", "MessageHandler", "Method", "is_filled_in"]
 
 Kind = Literal["coroutine", "thread", "inline"]
+
+Example = Mapping[str, Any] | Sequence[Any]
+"""Parameters of a call, by name or by position."""
 
 
 class Method:
@@ -39,10 +43,15 @@ class Method:
         timeout: Seconds that it may run, whatever the caller allows; None for no limit of its own.
         extra: Whether unknown parameters are an error or are ignored.
         thread: False runs a plain `def` on the event loop.
+        deprecated: Whether callers are to use something else, or what. `warnings.deprecated` on the
+            function says the same.
+        examples: Parameters of calls, each as `rpc.call` takes them; the items of a stream that
+            the caller sends are a list.
         contract: What callers rely on, if that is not what the function says of itself.
 
     Raises:
         TypeError: The signature cannot be served; the text says why.
+        ValueError: An example does not fit.
     """
 
     concurrent = True
@@ -55,6 +64,8 @@ class Method:
         timeout: float | None = None,
         extra: Literal["forbid", "ignore"] = "forbid",
         thread: bool | None = None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
         contract: Contract | None = None,
     ) -> None:
         self.function = function
@@ -108,6 +119,8 @@ class Method:
             hints["return"] = type(None)
         self._returns = _returns_adapter(name, hints)
         self.finish = finisher(self._returns, hints.get("return", Any))
+        self._deprecated = deprecated
+        self._examples = [self._example(*numbered) for numbered in enumerate(examples, 1)]
 
     def _start(self, data: Any, connection: Any, stream: Any = None, items: Any = None) -> Any:
         """Validate the parameters and call the function.
@@ -195,12 +208,35 @@ class Method:
         return {
             "name": self.name,
             "description": self._contract.description,
-            "parameters": adapter.json_schema(schema_generator=Schema),
+            "parameters": adapter.json_schema(**AS_TAKEN),
             "returns": {} if returns is None else returns.json_schema(**AS_SENT),
             **self._streams.describe(),
             "idempotent": self._contract.idempotent,
             "requires": None,
+            "deprecated": self._deprecated or getattr(self.function, "__deprecated__", False),
+            "examples": self._examples,
         }
+
+    def _example(self, number: int, given: Example) -> Any:
+        """Return an example as plain data, once it is one.
+
+        Raises:
+            ValueError: It is not what a caller could send.
+        """
+        try:
+            example = decode(Encoder().pack(given))
+            data = example
+            if self._streams.input is not None and isinstance(example, dict):
+                data = dict(example)
+                self._streams.check_items(data.pop(self._streams.input, []))
+            if self._model is not None and isinstance(data, dict):
+                data = {self._model: data} if self._model in self._by_name else (data,)
+            self._validate(data)
+        except (TypeError, ValueError, OverflowError, RPCError) as exc:
+            raise ValueError(
+                f"example {number} of method {self.name!r} does not fit: {exc}"
+            ) from exc
+        return example
 
 
 class MessageHandler:

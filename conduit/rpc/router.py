@@ -13,7 +13,7 @@ from ..transport.calls import NAME_BYTES
 from ..transport.running import Handler
 from ..transport.streaming import Streaming
 from .implementation import implemented
-from .method import Kind, MessageHandler, Method
+from .method import Example, Kind, MessageHandler, Method
 
 __all__ = ["Router"]
 
@@ -50,11 +50,13 @@ class Router:
         timeout: float | None,
         extra: Literal["forbid", "ignore"],
         thread: bool | None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> F:
         """Register a handler for calls and return it unchanged.
 
         Raises:
-            ValueError: The name is taken or is none.
+            ValueError: The name is taken or is none, or an example does not fit.
             TypeError: The signature cannot be served.
         """
         name = str(getattr(function, "__name__", "")) if name is None else name
@@ -63,7 +65,15 @@ class Router:
             raise ValueError(
                 f"method name {name!r}: names that begin with {BUILT_IN!r} are built in"
             )
-        self.methods[name] = Method(function, name, timeout=timeout, extra=extra, thread=thread)
+        self.methods[name] = Method(
+            function,
+            name,
+            timeout=timeout,
+            extra=extra,
+            thread=thread,
+            deprecated=deprecated,
+            examples=examples,
+        )
         return function
 
     def add_interface(self, interface: type[Any], implementation: object) -> None:
@@ -85,11 +95,21 @@ class Router:
         timeout: float | None,
         extra: Literal["forbid", "ignore"],
         thread: bool | None,
+        deprecated: bool | str = False,
+        examples: Iterable[Example] = (),
     ) -> Any:
         """Serve `@rpc`, `@rpc()` and `@rpc("name")` alike."""
 
         def register(function: F, name: str | None = None) -> F:
-            return self.add_method(function, name, timeout=timeout, extra=extra, thread=thread)
+            return self.add_method(
+                function,
+                name,
+                timeout=timeout,
+                extra=extra,
+                thread=thread,
+                deprecated=deprecated,
+                examples=examples,
+            )
 
         if callable(name):
             return register(name)

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from ..transport.streaming import Stream, Streaming
-from .validation import AS_SENT, Schema, adapter_of, finisher, invalid_params
+from .validation import AS_SENT, AS_TAKEN, adapter_of, finisher, invalid_params
 
 __all__ = ["TAKES", "Declared", "check_parameter", "is_a", "item_of", "shown"]
 
@@ -124,13 +124,21 @@ class Declared:
             start=start,
         )
 
+    def check_items(self, items: Any) -> None:
+        """Refuse what is no list of items for the parameter that takes them.
+
+        Raises:
+            ValueError: It is none.
+        """
+        adapter_of(self._name, GenericAlias(list, (self._taken,))).validate_python(items)
+
     def describe(self) -> dict[str, Any]:
         """Return what discovery tells of the streams."""
         described: dict[str, Any] = {"streaming": self.direction}
         if self.direction in ("out", "both"):
             described["items"] = self._schema(self._sent, AS_SENT)
         if self.input is not None:
-            schema = self._schema(self._taken, {"schema_generator": Schema})
+            schema = self._schema(self._taken, AS_TAKEN)
             described["argument"] = {"name": self.input, "items": schema}
         return described
 

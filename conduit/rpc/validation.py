@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import core_schema
+from pydantic_core import PydanticSerializationError, core_schema
 
 from ..exceptions import InvalidParams
 from ..transport.serving import Response
 
-__all__ = ["AS_SENT", "Schema", "adapter_of", "finisher", "invalid_params"]
+__all__ = ["AS_SENT", "AS_TAKEN", "adapter_of", "finisher", "invalid_params"]
 
 ERRORS_SHOWN = 10
 MESSAGE_SHOWN = 200
@@ -28,6 +28,20 @@ class Schema(GenerateJsonSchema):
     """Describes whatever can be served; what JSON Schema has no words for is left open."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
+
+    def timedelta_schema(self, schema: core_schema.TimedeltaSchema) -> dict[str, Any]:
+        # Sent as ISO 8601; seconds are taken as well.
+        taken = {"type": ["number", "string"], "format": "duration"}
+        return taken if self.mode == "validation" else super().timedelta_schema(schema)
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
+        return {**super().decimal_schema(schema), "format": "decimal"}
+
+    def encode_default(self, dft: Any) -> Any:
+        try:
+            return super().encode_default(dft)
+        except ValueError as exc:  # bytes that are no text; Pydantic leaves these out
+            raise PydanticSerializationError(str(exc)) from exc
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
         return {}
@@ -41,6 +55,7 @@ class Schema(GenerateJsonSchema):
             )
 
 
+AS_TAKEN: Any = {"schema_generator": Schema}
 AS_SENT: Any = {"mode": "serialization", "schema_generator": Schema}
 
 

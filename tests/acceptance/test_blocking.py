@@ -663,6 +663,15 @@ def test_help_comes_from_discovery(client: blocking.Client) -> None:
     assert str(inspect.signature(stock)) == "(*, article: str, minimum: int = 3) -> int"
 
 
+def test_help_tells_of_marks_and_examples(hub: Hub) -> None:
+    @hub.server.rpc(deprecated="use Add", examples=[{"a": 1}])
+    async def old(a: int) -> None: ...
+
+    with hub.client() as client:
+        text = str(client.rpc.old.__doc__)
+    assert text == "old(a: int) -> None\n\nDeprecated: use Add\n\nFor example:\n    {'a': 1}"
+
+
 def test_help_without_an_answer(hub: Hub) -> None:
     client = hub.client()
     assert "call" in dir(client.rpc)

@@ -787,7 +787,8 @@ def test_a_method_describes_itself() -> None:
 
     description = described(paint)
     keys = {"name", "description", "parameters", "returns", "streaming", "idempotent", "requires"}
-    assert set(description) == keys
+    assert set(description) == keys | {"deprecated", "examples"}
+    assert (description["deprecated"], description["examples"]) == (False, [])
     assert description["streaming"] is None
     assert description["name"] == "method"
     assert description["description"] == "Paint something.\n\nIt takes a while."
