@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["deprecation", "python_signature", "shown", "signature"]
+__all__ = ["annotation", "deprecation", "python_signature", "shown", "signature"]
 
 _TYPES: Final = {
     "integer": "int",
@@ -43,12 +43,16 @@ def signature(method: Mapping[str, Any]) -> str:
     returns = method.get("returns")
     argument, items = method.get("argument"), method.get("items")
     if isinstance(argument, dict):
-        parameters.append(f"{argument.get('name')}: AsyncIterator[{_type(argument.get('items'))}]")
+        parameters.append(
+            f"{argument.get('name')}: AsyncIterator[{annotation(argument.get('items'))}]"
+        )
     if items is not None and returns == {"type": "null"}:
-        return f"{method.get('name')}({', '.join(parameters)}) -> AsyncIterator[{_type(items)}]"
+        return (
+            f"{method.get('name')}({', '.join(parameters)}) -> AsyncIterator[{annotation(items)}]"
+        )
     if items is not None:
-        parameters.append(f"stream: Stream[{_type(items)}]")
-    result = f" -> {_type(returns)}" if returns else ""
+        parameters.append(f"stream: Stream[{annotation(items)}]")
+    result = f" -> {annotation(returns)}" if returns else ""
     return f"{method.get('name')}({', '.join(parameters)}){result}"
 
 
@@ -73,7 +77,7 @@ def _parameters(schema: dict[str, Any]) -> list[str]:
         last = []
     parameters: list[str] = []
     for name, one in named:
-        text = f"{name}: {_type(one)}"
+        text = f"{name}: {annotation(one)}"
         if name not in required:
             text += f" = {_default(one)}"
         parameters.append(text)
@@ -91,19 +95,21 @@ def _default(schema: Any) -> str:
     return repr(schema["default"])
 
 
-def _type(schema: Any) -> str:
+def annotation(schema: Any) -> str:
     """Return a JSON Schema as a Python annotation, as far as one line tells it."""
     if not isinstance(schema, dict):
         return "Any"
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
-    if "const" in schema or "enum" in schema:
-        return " | ".join(repr(one) for one in schema.get("enum", [schema.get("const")]))
+    if "const" in schema:
+        return repr(schema["const"])
+    if isinstance(schema.get("enum"), list):
+        return " | ".join(map(repr, schema["enum"]))
     if schema.get("format") == "decimal":
         return "Decimal"
     for key in ("anyOf", "oneOf"):
-        if key in schema:
-            return " | ".join(_type(one) for one in schema[key])
+        if isinstance(schema.get(key), list):
+            return " | ".join(map(annotation, schema[key]))
     kind = schema.get("type")
     if kind == ["number", "string"]:  # what a timedelta is taken as
         return _FORMATS.get(str(schema.get("format")), "Any")
@@ -113,17 +119,17 @@ def _type(schema: Any) -> str:
         if "properties" in schema:
             return str(schema.get("title", "dict"))
         values = schema.get("additionalProperties")
-        return f"dict[str, {_type(values)}]" if isinstance(values, dict) else "dict"
-    if kind == "string" and schema.get("format") in _FORMATS:
+        return f"dict[str, {annotation(values)}]" if isinstance(values, dict) else "dict"
+    if kind == "string" and str(schema.get("format")) in _FORMATS:
         return _FORMATS[schema["format"]]
     return _TYPES.get(str(kind), "Any")
 
 
 def _array(schema: dict[str, Any]) -> str:
     name = "set" if schema.get("uniqueItems") else "list"
-    if "prefixItems" in schema:
-        return f"tuple[{', '.join(_type(one) for one in schema['prefixItems'])}]"
-    return f"{name}[{_type(schema['items'])}]" if schema.get("items") else name
+    if isinstance(schema.get("prefixItems"), list):
+        return f"tuple[{', '.join(map(annotation, schema['prefixItems']))}]"
+    return f"{name}[{annotation(schema['items'])}]" if schema.get("items") else name
 
 
 class _Annotation(str):
@@ -150,13 +156,13 @@ def python_signature(method: Mapping[str, Any]) -> inspect.Signature:
                 others = True
                 continue
             default = one.get("default", ...) if isinstance(one, dict) else ...
-            found[name] = _keyword(name, _type(one), _NONE if name in required else default)
+            found[name] = _keyword(name, annotation(one), _NONE if name in required else default)
     if isinstance(argument, dict) and _is_name(argument.get("name")):
         name = argument["name"]
-        found[name] = _keyword(name, f"Iterator[{_type(argument.get('items'))}]", _NONE)
+        found[name] = _keyword(name, f"Iterator[{annotation(argument.get('items'))}]", _NONE)
     if others:
         found.setdefault("others", inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD))
-    result = _Annotation(_type(returns)) if returns else _NONE
+    result = _Annotation(annotation(returns)) if returns else _NONE
     return inspect.Signature(list(found.values()), return_annotation=result)
 
 

@@ -51,7 +51,7 @@ LAYERS = [
     {"rpc.contract", "rpc.retry", "rpc.validation"},
     {"rpc.streams"},
     {"rpc.interface"},
-    {"rpc.bind"},
+    {"rpc.bind", "rpc.compatibility"},
     {"rpc.caller"},
     {"rpc.blocking_caller"},
     {"transport.connection"},
