@@ -12,7 +12,14 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Literal, NoReturn, TypeVar, cast, overload
 
 from .descriptors import TLS, Address, ClientDescriptor, reveal
-from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError, Unavailable
+from .exceptions import (
+    AuthenticationError,
+    ConnectionClosed,
+    InterfaceMismatch,
+    ProtocolError,
+    Unavailable,
+)
+from .expected import Expected
 from .hooks import Hooks
 from .protocol.events import KeysNeeded, Resumed
 from .protocol.frames import CloseCode
@@ -45,6 +52,8 @@ STEADY = 30.0
 AFTERWARDS = 30.0
 """Seconds that message handlers have when the server has sent and closed."""
 
+DIFFERENCES_SHOWN = 5
+
 _FINAL_CODES = (CloseCode.NORMAL, CloseCode.REFUSED)
 """Close codes by which a server says that it wants this client to stay away."""
 
@@ -62,11 +71,33 @@ class Status(enum.Enum):
 class ClientCaller(Caller):
     """`client.rpc`: calls the server, and registers methods that the server may call."""
 
-    __slots__ = ("_router",)
+    __slots__ = ("_expected", "_router")
 
-    def __init__(self, offline: _Offline, router: Router, timeout: float | None) -> None:
+    def __init__(
+        self, offline: _Offline, router: Router, timeout: float | None, expected: Expected
+    ) -> None:
         super().__init__(offline.call, offline.stream, timeout=timeout, ready=offline.ready)
         self._router = router
+        self._expected = expected
+
+    def bind(self, interface: Callable[..., T], *, check: bool = True) -> T:
+        """Return an object that calls the server by the methods of an interface.
+
+        See `Caller.bind`. The interface is held against what the server offers: when the client
+        connects, which raises `InterfaceMismatch`; when it connects again, or is connected by now,
+        which is logged. A server whose methods are known by their fingerprint is not asked again.
+
+        Args:
+            interface: As for `Caller.bind`.
+            check: False leaves the check out; calls that do not fit then fail when they are made.
+
+        Raises:
+            TypeError: The interface has something that cannot be called; the text says what.
+        """
+        bound = super().bind(interface)
+        if check:
+            self._expected.add(interface)
+        return bound
 
     @overload
     def __call__(self, function: F, /) -> F: ...
@@ -140,7 +171,8 @@ class Client:
         self._failures = 0
         self._ready_since = 0.0
         self._offline = _Offline()
-        self.rpc = ClientCaller(self._offline, self._router, self._settings.timeout)
+        self._expected = Expected(self._background, logger, self.descriptor.connect_timeout)
+        self.rpc = ClientCaller(self._offline, self._router, self._settings.timeout, self._expected)
 
     # Handlers and hooks.
 
@@ -234,6 +266,7 @@ class Client:
             ProtocolError: The peer does not speak this protocol, or another version.
             ConnectionClosed: The server closed during the login or right behind it, or
                 `disconnect` was called in the meantime.
+            InterfaceMismatch: The server does not offer what `rpc.bind` relies on.
             RuntimeError: The client is connected already.
         """
         if self.status not in (Status.IDLE, Status.CLOSED):
@@ -243,8 +276,7 @@ class Client:
         self._closed = loop.create_future()
         self._failures = 0
         self._reason = None
-        first = self._try_again(pause=False) if retry else self._connect_once()
-        self._attempt = attempt = loop.create_task(first)
+        self._attempt = attempt = loop.create_task(self._connect_first(retry))
         try:
             await attempt
         except BaseException as exc:
@@ -263,6 +295,21 @@ class Client:
         if self._closed.done():
             raise closed_again(self._reason or ConnectionClosed("disconnected while connecting"))
 
+    async def _connect_first(self, retry: bool) -> None:
+        await (self._try_again(pause=False) if retry else self._connect_once())
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if found := await self._expected.differences(connection):
+                raise _mismatch(connection.name, found)
+        except BaseException:
+            self._announced = True  # nobody has been told of it
+            self._end()
+            self._use(None)
+            await connection.close(CloseCode.NORMAL, "the client does not stay")
+            raise
+
     async def disconnect(self) -> None:
         """Close the connection and stay disconnected; calls in flight fail.
 
@@ -270,8 +317,8 @@ class Client:
         """
         tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
         self._attempt = self._reconnecting = None
-        connection, self._connection = self._connection, None
-        self.rpc.use(self._offline.call, self._offline.stream)
+        connection = self._connection
+        self._use(None)
         self._end()
         tasks = [task for task in tasks if task is not asyncio.current_task()]
         for task in tasks:
@@ -371,7 +418,7 @@ class Client:
 
     def _use(self, connection: Connection | None) -> None:
         """Call through this connection from now on, or through none."""
-        self._connection = connection
+        self._connection = self._expected.connection = connection
         if connection is None:
             self.rpc.use(self._offline.call, self._offline.stream)
         else:
@@ -412,6 +459,7 @@ class Client:
                 max_iterations=descriptor.limits.max_iterations,
                 compress=descriptor.enable_compression,
                 session=self._connection.session if self._connection is not None else None,
+                methods=self._router.fingerprint,
             )
         )
         return connection
@@ -544,6 +592,7 @@ class Client:
             return
         if self._loss_told is not None:
             await asyncio.wait([self._loss_told])
+        self._expected.report_later()
         await self._hooks.tell("reconnect", self)
 
     async def _try_again(self, *, pause: bool = True) -> None:
@@ -664,6 +713,13 @@ class _Offline:
     async def stream(self, *request: object) -> NoReturn:
         """Refuse a call with streams."""
         raise self.error()
+
+
+def _mismatch(server: str, found: list[str]) -> InterfaceMismatch:
+    listed = "; ".join(found[:DIFFERENCES_SHOWN])
+    more = len(found) - DIFFERENCES_SHOWN
+    text = f"{server!r} does not fit: {listed}" + (f"; and {more} more" if more > 0 else "")
+    return InterfaceMismatch(text, differences=found)
 
 
 def _explained(error: ConnectionClosed | ProtocolError, address: Address) -> Exception:

@@ -232,7 +232,7 @@ class Clients:
     def _let_in(self, connection: Connection) -> None:
         # Once more, because another one may have come while hooks were asked.
         if not connection.closed and not self._refuses_another(connection, connection.identity):
-            connection.welcome(*self._named)
+            connection.welcome(*self._named, self._router.fingerprint)
 
     def opened(self, connection: Connection) -> None:
         """Count a client in."""

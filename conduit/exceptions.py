@@ -5,6 +5,7 @@
      │   └─ ConnectionLost                        .executed
      ├─ AuthenticationError                       .code
      ├─ ProtocolError                             .close_code
+     ├─ InterfaceMismatch                         .differences
      └─ RPCError                                  .code .message .details .retryable .retry_after
          ├─ MethodNotFound
          ├─ InvalidParams                         .errors
@@ -26,7 +27,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 if sys.version_info >= (3, 11):
@@ -44,6 +45,7 @@ __all__ = [
     "ConduitError",
     "ConnectionClosed",
     "ConnectionLost",
+    "InterfaceMismatch",
     "InternalError",
     "InvalidParams",
     "MethodNotFound",
@@ -133,6 +135,18 @@ class ProtocolError(ConduitError):
     def __init__(self, message: str, *, close_code: int = 1002) -> None:
         super().__init__(message)
         self.close_code = close_code
+
+
+class InterfaceMismatch(ConduitError):
+    """The server does not offer what an interface that is bound to it relies on.
+
+    Attributes:
+        differences: One sentence for each, naming the method and what is different.
+    """
+
+    def __init__(self, message: str, *, differences: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.differences = list(differences)
 
 
 class RPCError(ConduitError):

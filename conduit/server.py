@@ -286,6 +286,7 @@ class Server:
         if descriptor.tls is not None:
             self._clients.binding = server_end_point(descriptor.tls)
         await self._users.prepare()
+        _ = self._router.fingerprint  # made now, and not while the first client waits
         listening = await bind(address, ipv6=descriptor.ipv6)
         self._address = listening.getsockname()[:2]
         try:

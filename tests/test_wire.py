@@ -355,6 +355,37 @@ async def test_server_login() -> None:
         assert (session["resumed"], session["recv"]) == (False, 0)
 
 
+async def test_server_identifies_its_methods() -> None:
+    def told(client: WireClient) -> object:
+        return client.success.get("methods")
+
+    async with serving() as server:
+        first = await use(server, told)
+        assert isinstance(first, bytes) and 1 <= len(first) <= 32
+        assert await use(server, told) == first
+
+        @server.rpc
+        async def one_more() -> None: ...
+
+        assert await use(server, told) not in (None, first)
+    async with conduit.Server(host="127.0.0.1", port=0) as silent:
+        assert await use(silent, told, password=None) is None
+
+
+async def test_server_knows_what_identifies_a_client() -> None:
+    def attempt(methods: bytes) -> None:
+        with connect(server) as client:
+            client.login(PASSWORD, methods=methods)
+            client.call("add", {"a": 1, "b": 2})
+
+    async with serving() as server:
+        seen: list[bytes] = []
+        server.on_client_connect(lambda connection: seen.append(connection.fingerprint))
+        for methods in (b"", b"0123456789abcdef" * 2):
+            await asyncio.to_thread(attempt, methods)
+        assert seen == [b"", b"0123456789abcdef" * 2]
+
+
 async def test_server_refuses_wrong_password_and_unknown_user_alike() -> None:
     def attempt(user: str, password: str) -> dict[str, Any]:
         with connect(server) as client:
@@ -407,6 +438,8 @@ LOGIN_PAYLOAD |= {"caps": {}, "session": None, "agent": "a/1"}
         (1, {**LOGIN_PAYLOAD, "scram": "n,,n=default,r=short"}, "bad_request"),
         (1, {**LOGIN_PAYLOAD, "caps": {"window": 5}}, "bad_request"),
         (1, {**LOGIN_PAYLOAD, "agent": "a" * 65}, "bad_request"),
+        (1, {**LOGIN_PAYLOAD, "methods": "text"}, "bad_request"),
+        (1, {**LOGIN_PAYLOAD, "methods": bytes(33)}, "bad_request"),
         (1, {"v": 1, "mech": "SCRAM-SHA-256"}, "bad_request"),
         (1, ["SCRAM-SHA-256"], "bad_request"),
     ],
@@ -955,6 +988,22 @@ async def test_client_login_call_message_request_ping() -> None:
     ids = [got.id for got in server.frames if got.type == RPC_REQUEST or got.id and got.type == 1]
     assert ids == sorted(set(ids))
     assert all(id % 2 for id in ids)
+
+
+async def test_client_identifies_its_methods_and_knows_those_of_the_server() -> None:
+    async with wire_serving(methods=b"12345678") as server:
+        client = library_client(server)
+        client.rpc("add")(lambda a: a)
+        async with client:
+            assert client.connection.fingerprint == b"12345678"
+    assert len(server.frames[0].value["methods"]) == 8
+    async with wire_serving() as server:
+        async with library_client(server) as client:
+            assert client.connection.fingerprint == b""
+    assert "methods" not in server.frames[0].value
+    async with wire_serving(methods=5) as server:
+        with pytest.raises(conduit.ProtocolError, match="methods must be"):
+            await library_client(server).connect()
 
 
 async def test_client_with_wrong_password() -> None:

@@ -439,6 +439,7 @@ class WireClient(Wire):
         agent: str = "wire-client/1.0",
         min_iterations: int = 4096,
         nonce: str = "",
+        methods: bytes = b"",
     ) -> WireClient:
         """Log in, without a password as ANONYMOUS; raise `LoginFailed` or `WireError`."""
         nonce = nonce or b64(os.urandom(18))
@@ -446,7 +447,8 @@ class WireClient(Wire):
         scram = "" if password is None else "n,," + bare
         mech = "ANONYMOUS" if password is None else "SCRAM-SHA-256"
         payload = {"v": 1, "mech": mech, "scram": scram, "caps": self.own_caps}
-        request = pack({**payload, "session": None, "agent": agent})
+        payload |= {"session": None, "agent": agent}
+        request = pack({**payload, "methods": methods} if methods else payload)
         self.write(frame(AUTH_REQUEST, id=1, payload=request))
         if password is None:
             self.success = self._expect(AUTH_SUCCESS)

@@ -55,6 +55,7 @@ class WireServer:
     `script` runs after login in place of serving; it gets the `ServerEnd`, which is `end` as well.
     `failure` is sent as AUTH_FAILURE in place of the challenge; `trusting` is a rogue that answers
     AUTH_SUCCESS at once, whoever asks; without `give_credit` no message gets its credit back.
+    `methods` is what identifies the calls, if it is told.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class WireServer:
         failure: dict[str, Any] | None = None,
         trusting: bool = False,
         give_credit: bool = True,
+        methods: object = None,
         rewrite_first: Callable[[str], str] = str,
         rewrite_final: Callable[[str], str] = str,
     ) -> None:
@@ -83,6 +85,7 @@ class WireServer:
         self.failure = failure
         self.trusting = trusting
         self.give_credit = give_credit
+        self.methods = methods
         self.rewrite_first = rewrite_first
         self.rewrite_final = rewrite_final
         self.frames: list[Frame] = []
@@ -193,6 +196,7 @@ class ServerEnd(Wire):
             "session": {"id": id, "epoch": epoch, "resumed": False, "recv": 0, "ttl": 0},
             "hb": list(self.server.heartbeat),
             "server": {"name": "wire-server", "version": "1.0"},
+            **({"methods": self.server.methods} if self.server.methods is not None else {}),
             **more,
         }
         self.write(frame(AUTH_SUCCESS, id=1, payload=pack(success)))

@@ -271,12 +271,18 @@ class CNDT(FrameWriter):
         self._enter(State.AWAIT_SUCCESS)
 
     def welcome(
-        self, *, heartbeat: tuple[float, float], name: str, version: str, keeps: float = 0.0
+        self,
+        *,
+        heartbeat: tuple[float, float],
+        name: str,
+        version: str,
+        keeps: float = 0.0,
+        methods: bytes = b"",
     ) -> None:
         """Let the user in after `WelcomeNeeded`; `session` has been set to theirs."""
         login = self._login
         assert isinstance(login, ServerLogin)
-        login.welcome(self.session, heartbeat, name, version, keeps=keeps)
+        login.welcome(self.session, heartbeat, name, version, keeps=keeps, methods=methods)
         self._opened(login)
 
     def welcome_back(

@@ -96,7 +96,10 @@ class Capabilities:
 
 @dataclass(slots=True)
 class Peer:
-    """What is known of the other side once the login is done."""
+    """What is known of the other side once the login is done.
+
+    `methods` identifies what can be called there; it is empty if the other side has not told.
+    """
 
     identity: str = ""
     name: str = ""
@@ -105,6 +108,7 @@ class Peer:
     heartbeat: tuple[float, float] = (30.0, 90.0)
     keeps: float = 0.0
     """Seconds for which a server keeps the session of a client that has lost its link."""
+    methods: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

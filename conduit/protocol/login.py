@@ -48,6 +48,7 @@ MOCK: Final = (DEFAULT_ITERATIONS, 16)
 """Iterations and bytes of salt of a user who does not exist, where there is no better example."""
 
 AGENT_BYTES: Final = 64
+METHODS_BYTES: Final = 32
 
 
 Send = Callable[[FrameType, Mapping[str, Any]], bytes]
@@ -119,6 +120,7 @@ class ServerLogin:
         self.peer.capabilities = Capabilities.from_map(request.get("caps", {}))
         if request.get("session") is not None:
             self._wanted = _wanted(request["session"])
+        self.peer.methods = _methods(request)
         mechanism = _text(request, "mech")
         version = request.get("v")
         if type(version) is not int:
@@ -170,6 +172,7 @@ class ServerLogin:
         *,
         keeps: float,
         resumed: bool = False,
+        methods: bytes = b"",
     ) -> None:
         """Send AUTH_SUCCESS.
 
@@ -180,6 +183,7 @@ class ServerLogin:
             version: The version of its application.
             keeps: Seconds for which the session is kept without a link.
             resumed: Whether it is the one that the client has asked for.
+            methods: What identifies the methods that it serves.
         """
         self.peer.heartbeat = heartbeat
         body: dict[str, Any] = {
@@ -195,6 +199,8 @@ class ServerLogin:
             "hb": [round(seconds * 1000) for seconds in heartbeat],
             "server": {"name": name, "version": version},
         }
+        if methods:
+            body["methods"] = methods
         if self._anonymous:
             body["caps"] = packb(self.capabilities.to_map())
         self._send(FrameType.AUTH_SUCCESS, body)
@@ -230,6 +236,7 @@ class ClientLogin:
         max_iterations: More would only burn the client's time.
         compress: Whether this side compresses what it sends, if the peer can inflate.
         session: The session that is to go on, if the server still has it.
+        methods: What identifies the methods that this side serves.
     """
 
     def __init__(
@@ -246,6 +253,7 @@ class ClientLogin:
         max_iterations: int = 2_000_000,
         compress: bool = False,
         session: Session | None = None,
+        methods: bytes = b"",
     ) -> None:
         self.peer = Peer()
         self._session = session
@@ -253,6 +261,7 @@ class ClientLogin:
         self._send = send
         self.capabilities = capabilities
         self._agent = agent
+        self._methods = methods
         self.user = user
         self._request = b""
         self._scram = ClientScram(
@@ -277,6 +286,7 @@ class ClientLogin:
                 "session": session
                 and {"id": session.id, "epoch": session.epoch, "recv": session.received},
                 "agent": self._agent,
+                **({"methods": self._methods} if self._methods else {}),
             },
         )
 
@@ -325,6 +335,7 @@ class ClientLogin:
         if not isinstance(server, dict):
             raise ProtocolError("AUTH_SUCCESS without a server")
         self.peer.name, self.peer.version = _text(server, "name"), _text(server, "version")
+        self.peer.methods = _methods(success)
         heartbeat = success.get("hb")
         if not isinstance(heartbeat, list) or len(heartbeat) != 2:
             raise ProtocolError("hb must be [interval, timeout] in milliseconds")
@@ -398,4 +409,12 @@ def _text(source: Mapping[str, Any], key: str, *, limit: int = 2048) -> str:
     value = source.get(key)
     if not isinstance(value, str) or len(value.encode(errors="replace")) > limit:
         raise ProtocolError(f"{key} must be text of at most {limit} bytes in a login frame")
+    return value
+
+
+def _methods(source: Mapping[str, Any]) -> bytes:
+    """Return what identifies the peer's methods; nothing where it does not tell."""
+    value = source.get("methods", b"")
+    if not isinstance(value, bytes) or len(value) > METHODS_BYTES:
+        raise ProtocolError(f"methods must be at most {METHODS_BYTES} bytes in a login frame")
     return value

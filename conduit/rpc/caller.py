@@ -17,6 +17,8 @@ from ..transport.handling import HANDLING, inherit
 from ..transport.serving import Response
 from ..transport.stream_call import StreamCall
 from .bind import Call, OpenStream, bound_class
+from .compatibility import differences
+from .interface import operations
 from .retry import Attempts, Budget, Retry
 
 __all__ = ["Caller", "convert", "data"]
@@ -337,6 +339,26 @@ class Caller:
             self._retried,
         )
         return cast("T", bound)
+
+    async def differences(self, interface: Callable[..., Any]) -> list[str]:
+        """Ask the peer what it offers, and return what keeps an interface from that.
+
+        Names, parameters, results and streams are compared, and no call is made. A peer may offer
+        more methods, optional parameters and properties of results, take more and send less than
+        the interface knows of. A client asks this by itself for what `bind` has bound.
+
+        Args:
+            interface: As for `bind`.
+
+        Returns:
+            One sentence for each difference, with the method and the field; none if all fits.
+
+        Raises:
+            TypeError: As for `bind`.
+            RPCError, ConnectionLost: As for `call`.
+        """
+        operations(interface)  # which may refuse it
+        return differences(interface, await self.discover())
 
     async def discover(self) -> list[dict[str, Any]]:
         """Return what the peer offers, one map for each method.

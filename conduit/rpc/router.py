@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,10 +13,13 @@ from ..exceptions import MethodNotFound
 from ..transport.calls import NAME_BYTES
 from ..transport.running import Handler
 from ..transport.streaming import Streaming
+from .fingerprint import fingerprint
 from .implementation import implemented
 from .method import Example, Kind, MessageHandler, Method
 
 __all__ = ["Router"]
+
+logger = logging.getLogger("conduit.connection")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +45,7 @@ class Router:
         self._with_connection = with_connection
         self.methods: dict[str, Handler] = {DISCOVER: _Discovery(self)}
         self.messages: dict[str, MessageHandler] = {}
+        self._fingerprint: bytes | None = None
 
     def add_method(
         self,
@@ -74,6 +79,7 @@ class Router:
             deprecated=deprecated,
             examples=examples,
         )
+        self._fingerprint = None
         return function
 
     def add_interface(self, interface: type[Any], implementation: object) -> None:
@@ -87,6 +93,7 @@ class Router:
         for method in methods:
             _check_name(method.name, self.methods)
         self.methods.update((method.name, method) for method in methods)
+        self._fingerprint = None
 
     def method_decorator(
         self,
@@ -158,6 +165,20 @@ class Router:
         return MethodNotFound(
             f"no handler for message {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
         )
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What identifies the methods of the application.
+
+        Nothing if there are none, or if one has a type of the application that cannot be described.
+        """
+        if self._fingerprint is None:
+            try:
+                self._fingerprint = fingerprint(method.describe() for method in self.described())
+            except Exception:  # a type's own JSON Schema may fail; nobody is to be kept out by it
+                logger.exception("a method cannot be described, so peers are not told of changes")
+                self._fingerprint = b""
+        return self._fingerprint
 
     def described(self) -> Iterator[Method]:
         """Yield the methods of the application, in the order in which they were registered."""

@@ -224,6 +224,15 @@ class Connection:
         return self._opened and self._link is None and self._error is None
 
     @property
+    def fingerprint(self) -> bytes:
+        """What identifies the methods that the peer had at login.
+
+        The same bytes mean that discovery tells the same names, parameters, results and streams; no
+        bytes that the peer has not told, or has no methods.
+        """
+        return self._protocol.peer.methods
+
+    @property
     def dropped(self) -> int:
         """Best-effort broadcasts that were dropped here, because their handler was busy."""
         return self._messages.dropped
@@ -404,10 +413,21 @@ class Connection:
         self._protocol.session = session
         self._meet(self._protocol.peer)
 
-    def welcome(self, name: str, version: str) -> None:
-        """Let the peer in, on the accepting side; its session is kept for `keeps` seconds."""
-        heartbeat = (self._pulse.interval, self._pulse.timeout)
-        self._protocol.welcome(heartbeat=heartbeat, name=name, version=version, keeps=self.keeps)
+    def welcome(self, name: str, version: str, methods: bytes = b"") -> None:
+        """Let the peer in, on the accepting side; its session is kept for `keeps` seconds.
+
+        Args:
+            name: What the server calls itself.
+            version: The version of its application.
+            methods: What identifies the methods that the peer may call.
+        """
+        self._protocol.welcome(
+            heartbeat=(self._pulse.interval, self._pulse.timeout),
+            name=name,
+            version=version,
+            keeps=self.keeps,
+            methods=methods,
+        )
         self._open(self._protocol.peer)
         self._outlet.flush()
 

@@ -198,7 +198,8 @@ def conduit_threads() -> list[threading.Thread]:
 
 # How the parts talk to each other.
 INNER = {"asked", "opened", "away", "returned", "ended", "use", "ready"}
-INNER |= {"bind"}  # the methods of an interface are `async def`, and so for the event loop
+# The methods of an interface are `async def`, and so for the event loop.
+INNER |= {"bind", "differences"}
 ATTRIBUTES = {"descriptor"}  # of each object there, and a property here
 
 

@@ -298,10 +298,10 @@ class Pair:
         return self
 
 
-def welcome(server: CNDT) -> None:
+def welcome(server: CNDT, methods: bytes = b"") -> None:
     """Let the client in, as the owner of a server does."""
     server.session = Session(SESSION_ID, EPOCH)
-    server.welcome(heartbeat=HEARTBEAT, name="conduit-server", version="1.0.0")
+    server.welcome(heartbeat=HEARTBEAT, name="conduit-server", version="1.0.0", methods=methods)
 
 
 # Peers in each state of the login, without running it again for each.

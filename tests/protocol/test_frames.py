@@ -40,6 +40,7 @@ from tests.protocol.pair import (
     make_client,
     make_server,
     pieces_of,
+    welcome,
     whole,
     written,
 )
@@ -67,7 +68,12 @@ class ToldByServer(Capabilities):
 
 
 def golden_pair() -> Pair:
-    return Pair(client={"capabilities": Told()}, server={"capabilities": ToldByServer()})
+    told: Any = GOLDEN["auth_success"].value
+    return Pair(
+        client={"capabilities": Told()},
+        server={"capabilities": ToldByServer()},
+        on_welcome=lambda server: welcome(server, told["methods"]),
+    )
 
 
 def after_login(name: str) -> bool:

@@ -1,0 +1,93 @@
+"""The interfaces that a client has bound, held against what its server offers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any, Final
+
+from .exceptions import ConnectionClosed, RPCError
+from .rpc.compatibility import differences
+from .transport.background import Background
+from .transport.connection import Connection
+
+__all__ = ["Expected"]
+
+VERDICTS: Final = 256
+"""What is remembered of interfaces and servers, before it is asked anew."""
+
+
+class Expected:
+    """Asks a server what it offers only if that is not known by its fingerprint.
+
+    Args:
+        background: Runs the checks that nobody waits for.
+        logger: Where they are reported.
+        timeout: Seconds that the server has for its answer.
+
+    Attributes:
+        connection: The server, while there is one.
+    """
+
+    def __init__(self, background: Background, logger: logging.Logger, timeout: float) -> None:
+        self.connection: Connection | None = None
+        self._background = background
+        self._logger = logger
+        self._timeout = timeout
+        self._interfaces: dict[Any, None] = {}
+        self._verdicts: dict[tuple[Any, bytes], list[str]] = {}
+
+    def add(self, interface: Any) -> None:
+        """Expect an interface of every server from now on.
+
+        A server that is there is asked in the background, unless this is another thread: then the
+        next one is.
+        """
+        if interface in self._interfaces:
+            return
+        self._interfaces[interface] = None
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self.report_later([interface])
+
+    def report_later(self, interfaces: Iterable[Any] | None = None) -> None:
+        """Check interfaces, or all of them, in the background, and log what does not fit."""
+        wanted = list(self._interfaces if interfaces is None else interfaces)
+        if wanted and self.connection is not None:
+            self._background.start(self._report(self.connection, wanted))
+
+    async def _report(self, connection: Connection, interfaces: list[Any]) -> None:
+        for difference in await self._differences(connection, interfaces):
+            self._logger.error("%r does not fit: %s", connection.name, difference)
+
+    async def differences(self, connection: Connection) -> list[str]:
+        """Return what keeps the interfaces from what a server offers.
+
+        A server that does not say what it offers is logged, and no difference.
+        """
+        return await self._differences(connection, list(self._interfaces))
+
+    async def _differences(self, connection: Connection, interfaces: list[Any]) -> list[str]:
+        fingerprint = connection.fingerprint
+        known = {one: self._verdicts.get((one, fingerprint)) for one in interfaces}
+        if None in known.values():
+            try:
+                offered = await connection.call(
+                    "conduit.discover", None, self._timeout, False, None
+                )
+            except ConnectionClosed:
+                return []  # the next connection is checked as well
+            except RPCError as exc:
+                text = "what %r offers is not known, and its interfaces not checked: %s"
+                self._logger.warning(text, connection.name, exc)
+                return []
+            if len(self._verdicts) > VERDICTS:
+                self._verdicts.clear()
+            for interface in interfaces:
+                known[interface] = found = differences(interface, offered)
+                if fingerprint:
+                    self._verdicts[interface, fingerprint] = found
+        return [difference for found in known.values() for difference in found or ()]
