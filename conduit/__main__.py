@@ -1,4 +1,4 @@
-"""The `conduit` command: serve, call, discover and ping, from a terminal or from a script.
+"""The `conduit` command: serve, call, discover, stub and ping, from a terminal or from a script.
 
 It needs the extra `cli`. `conduit --help` lists the exit codes.
 """
@@ -31,6 +31,7 @@ from . import (
 from .cli import json_text, load_server, parse_parameters
 from .protocol.scram import DEFAULT_ITERATIONS
 from .signatures import deprecation, shown, signature
+from .stub import stub as stub_of
 
 try:
     import typer
@@ -87,7 +88,7 @@ Insecure = Annotated[
 def conduit(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Serve, call, discover and ping.
+    """Serve, call, discover, stub and ping.
 
     \b
     Exit codes:
@@ -194,6 +195,44 @@ def discover(
         if mark := deprecation(method):
             about = f"{about} ({mark})".lstrip()
         typer.echo(f"{text:<{width}}  {shown(about)}".rstrip())
+
+
+@app.command()
+def stub(
+    at: At,
+    output: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, show_default=False, help="The file; stdout without it."),
+    ] = None,
+    password: Password = None,
+    user: User = "default",
+    timeout: Timeout = 10.0,
+    ca: CA = None,
+    insecure: Insecure = False,
+) -> None:
+    """Write a typed client module for a server.
+
+    It has a typing.Protocol for rpc.bind with the methods of the server, and models of what they
+    take and return. Its docstring shows how it is used. What cannot be told in Python is left out.
+    """
+    client = _client(at, password, user, timeout, ca, insecure)
+
+    async def work() -> str:
+        return stub_of(
+            await client.rpc.discover(),
+            server=client.server_name,
+            version=client.server_version,
+            module=output.stem if output is not None else "",
+        )
+
+    text = _talk(client, work)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, "utf-8")
+    except OSError as exc:
+        _fail(USAGE, f"{output}: {exc.strerror}")
 
 
 @app.command()

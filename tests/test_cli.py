@@ -540,13 +540,13 @@ def test_load_server_takes_a_dotted_module(folder: Path) -> None:
 def test_help_lists_commands_and_exit_codes() -> None:
     done = conduit("--help")
     assert done.code == 0
-    for name in ("serve", "call", "discover", "ping", "hash-password", "gen-password"):
+    for name in ("serve", "call", "discover", "stub", "ping", "hash-password", "gen-password"):
         assert re.search(rf"^  {name} +[A-Z].*\.$", done.output, re.M), name
     for code in range(6):
         assert re.search(rf"^ +{code}  \w", done.output, re.M), code
     assert "$base64" in done.output
     assert "Commands" in conduit().output + conduit().errors
-    for name in ("call", "discover", "ping"):
+    for name in ("call", "discover", "stub", "ping"):
         for word in ("CONDUIT_PASSWORD", "--user", "--timeout", "--ca", "--insecure-tls"):
             assert word in conduit(name, "--help").output
 

@@ -63,7 +63,7 @@ LAYERS = [
     {"clients"},
     {"server", "client", "from_thread"},
     {"blocking"},
-    {"cli"},
+    {"cli", "stub"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -68,7 +68,7 @@ class Method:
         examples: Iterable[Example] = (),
         contract: Contract | None = None,
     ) -> None:
-        self.function = function
+        self.function = function = _without_warning(function)
         self.name = name
         self.timeout = timeout
         self.kind: Kind = _kind(function, name, thread)
@@ -337,6 +337,20 @@ def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
             raise TypeError(f"handler {name!r} is async, so it runs on the event loop: no thread=")
         return "coroutine"
     return "inline" if thread is False else "thread"
+
+
+def _without_warning(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what `warnings.deprecated` has wrapped: it warns code, and peers are told otherwise.
+
+    Where warnings are errors, no peer could call such a method.
+    """
+    module = getattr(function, "__globals__", {}).get("__name__")
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is None or module not in ("warnings", "_py_warnings", "typing_extensions"):
+        return function
+    owner = getattr(function, "__self__", None)
+    below: Callable[..., Any] = wrapped if owner is None else wrapped.__get__(owner)
+    return below
 
 
 def _is(hint: Any, wanted: type) -> bool:

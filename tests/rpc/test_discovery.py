@@ -76,6 +76,22 @@ def test_the_mark_of_pep_702_is_told_wherever_it_stands() -> None:
     assert [method.describe()["deprecated"] for method in methods] == ["use sum"] * 2
 
 
+async def test_the_warning_of_pep_702_is_not_for_peers() -> None:
+    class Shop:
+        @deprecated("use sum")
+        async def add(self, a: int) -> int:
+            return a
+
+    @deprecated("use sum")
+    async def add(a: int) -> int:
+        return a
+
+    for function in (add, Shop().add):
+        method = Method(function, "method")
+        assert await method.start({"a": 1}, None) == 1  # warnings are errors in these tests
+        assert method.describe()["deprecated"] == "use sum"
+
+
 def test_the_mark_of_an_interface_is_told() -> None:
     class Old(Protocol):
         @deprecated("use sum")
