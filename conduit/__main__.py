@@ -204,6 +204,9 @@ def stub(
         Path | None,
         typer.Option(dir_okay=False, show_default=False, help="The file; stdout without it."),
     ] = None,
+    blocking: Annotated[
+        bool, typer.Option("--blocking", help="For conduit.blocking.Client.")
+    ] = False,
     password: Password = None,
     user: User = "default",
     timeout: Timeout = 10.0,
@@ -223,6 +226,7 @@ def stub(
             server=client.server_name,
             version=client.server_version,
             module=output.stem if output is not None else "",
+            blocking=blocking,
         )
 
     text = _talk(client, work)

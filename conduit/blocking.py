@@ -19,7 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from . import client as asynchronous
 from .descriptors import ClientDescriptor
 from .exceptions import ConnectionClosed
-from .rpc.blocking_caller import BlockingCaller, StreamCall
+from .rpc.blocking_caller import BLOCKING, BlockingCaller, StreamCall
 from .rpc.method import Example
 from .transport.calls import DEFAULT, Default
 from .transport.connection import Connection
@@ -45,6 +45,23 @@ class ClientCaller(BlockingCaller):
     ) -> None:
         super().__init__(rpc, thread, connection_id)
         self._register = rpc
+
+    def bind(self, interface: Callable[..., T], *, check: bool = True) -> T:
+        """Return an object that calls the server by the methods of an interface, and waits.
+
+        See `BlockingCaller.bind`, and `conduit.Client` for the check.
+
+        Args:
+            interface: A class whose methods are plain `def`; streams are `Iterator[T]`.
+            check: False leaves out the comparison with what the server offers.
+
+        Raises:
+            TypeError: The interface has something that cannot be called; the text says what.
+        """
+        bound = super().bind(interface)
+        if check:
+            self._register.expected.add(interface, BLOCKING)
+        return bound
 
     @overload
     def __call__(self, function: F, /) -> F: ...

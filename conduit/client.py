@@ -25,6 +25,7 @@ from .protocol.events import KeysNeeded, Resumed
 from .protocol.frames import CloseCode
 from .protocol.login import ClientLogin
 from .rpc.caller import Caller
+from .rpc.interface import ASYNC
 from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
@@ -71,14 +72,14 @@ class Status(enum.Enum):
 class ClientCaller(Caller):
     """`client.rpc`: calls the server, and registers methods that the server may call."""
 
-    __slots__ = ("_expected", "_router")
+    __slots__ = ("_router", "expected")
 
     def __init__(
         self, offline: _Offline, router: Router, timeout: float | None, expected: Expected
     ) -> None:
         super().__init__(offline.call, offline.stream, timeout=timeout, ready=offline.ready)
         self._router = router
-        self._expected = expected
+        self.expected = expected
 
     def bind(self, interface: Callable[..., T], *, check: bool = True) -> T:
         """Return an object that calls the server by the methods of an interface.
@@ -96,7 +97,7 @@ class ClientCaller(Caller):
         """
         bound = super().bind(interface)
         if check:
-            self._expected.add(interface)
+            self.expected.add(interface, ASYNC)
         return bound
 
     @overload
@@ -418,7 +419,8 @@ class Client:
 
     def _use(self, connection: Connection | None) -> None:
         """Call through this connection from now on, or through none."""
-        self._connection = self._expected.connection = connection
+        self._connection = connection
+        self._expected.use(connection)
         if connection is None:
             self.rpc.use(self._offline.call, self._offline.stream)
         else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
 from .exceptions import ConnectionClosed, RPCError
 from .rpc.compatibility import differences
+from .rpc.interface import Style
 from .transport.background import Background
 from .transport.connection import Connection
 
@@ -25,39 +27,40 @@ class Expected:
         background: Runs the checks that nobody waits for.
         logger: Where they are reported.
         timeout: Seconds that the server has for its answer.
-
-    Attributes:
-        connection: The server, while there is one.
     """
 
     def __init__(self, background: Background, logger: logging.Logger, timeout: float) -> None:
-        self.connection: Connection | None = None
+        self._connection: Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._background = background
         self._logger = logger
         self._timeout = timeout
-        self._interfaces: dict[Any, None] = {}
+        self._interfaces: dict[Any, Style] = {}
         self._verdicts: dict[tuple[Any, bytes], list[str]] = {}
 
-    def add(self, interface: Any) -> None:
-        """Expect an interface of every server from now on.
+    def use(self, connection: Connection | None) -> None:
+        """Take this for the server that is there, or know that there is none."""
+        self._connection = connection
+        self._loop = None if connection is None else asyncio.get_running_loop()
 
-        A server that is there is asked in the background, unless this is another thread: then the
-        next one is.
+    def add(self, interface: Any, style: Style) -> None:
+        """Expect an interface of every server from now on; from any thread.
+
+        A server that is there is asked in the background.
         """
         if interface in self._interfaces:
             return
-        self._interfaces[interface] = None
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        self.report_later([interface])
+        self._interfaces[interface] = style
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+                loop.call_soon_threadsafe(self.report_later, [interface])
 
     def report_later(self, interfaces: Iterable[Any] | None = None) -> None:
         """Check interfaces, or all of them, in the background, and log what does not fit."""
         wanted = list(self._interfaces if interfaces is None else interfaces)
-        if wanted and self.connection is not None:
-            self._background.start(self._report(self.connection, wanted))
+        if wanted and self._connection is not None:
+            self._background.start(self._report(self._connection, wanted))
 
     async def _report(self, connection: Connection, interfaces: list[Any]) -> None:
         for difference in await self._differences(connection, interfaces):
@@ -87,7 +90,8 @@ class Expected:
             if len(self._verdicts) > VERDICTS:
                 self._verdicts.clear()
             for interface in interfaces:
-                known[interface] = found = differences(interface, offered)
+                style = self._interfaces[interface]
+                known[interface] = found = differences(interface, offered, style)
                 if fingerprint:
                     self._verdicts[interface, fingerprint] = found
         return [difference for found in known.values() for difference in found or ()]

@@ -41,6 +41,7 @@ _SOURCES: Final = {
     "ConfigDict": "pydantic",
     "Decimal": "decimal",
     "Field": "pydantic",
+    "Iterator": "collections.abc",
     "Literal": "typing",
     "NotRequired": "typing_extensions",
     "Protocol": "typing",
@@ -88,7 +89,9 @@ _VALUES: Final = (
 _SCHEMAS: Final = ("additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems")
 
 
-def stub(methods: Any, *, server: str, version: str, module: str = "") -> str:
+def stub(
+    methods: Any, *, server: str, version: str, module: str = "", blocking: bool = False
+) -> str:
     """Return the source of a module with an interface for `rpc.bind`, and its models.
 
     Args:
@@ -96,15 +99,18 @@ def stub(methods: Any, *, server: str, version: str, module: str = "") -> str:
         server: What the server calls itself, after which the interface is named.
         version: The version of the server's application.
         module: What the module is going to be called, if that is known.
+        blocking: Write the interface for `conduit.blocking.Client`.
     """
     listed = [one for one in methods if isinstance(one, dict)] if isinstance(methods, list) else []
-    return _Module(listed).source(server, version, module)
+    return _Module(listed, blocking).source(server, version, module)
 
 
 class _Module:
     """The module while it is written."""
 
-    def __init__(self, methods: list[dict[str, Any]]) -> None:
+    def __init__(self, methods: list[dict[str, Any]], blocking: bool) -> None:
+        self._blocking = blocking
+        self._stream = "Iterator" if blocking else "AsyncIterator"
         self._methods = {str(one.get("name")): one for one in methods}
         # In a class these would hide the types that its annotations mean.
         members = {*self._methods, *_property_names(list(self._methods.values()))}
@@ -130,8 +136,9 @@ class _Module:
         body = "\n\n".join(written) or "    pass"
         head = f"class {name}({self._type_name('Protocol')}):\n"
         head += f'    """The methods of {_in_docstring(server)}."""\n\n'
+        used = _usage(module if _is_name(module) else "this_module", name, self._blocking)
         parts = [
-            f'"""{_about(server, version, module, name, left_out)}"""\n\n'
+            f'"""{_about(server, version, used, left_out)}"""\n\n'
             "from __future__ import annotations\n\n" + "\n".join(self._imports()),
             *self._definitions,
             f"{head}{body}",
@@ -152,7 +159,10 @@ class _Module:
         sources: dict[str, list[str]] = {}
         for name in sorted(self._used & _SOURCES.keys()):
             alias = f"{name} as {self._called(name)}" if name in self._members else name
-            sources.setdefault(_SOURCES[name], []).append(alias)
+            source = _SOURCES[name]
+            if self._blocking and source == "conduit":
+                source = "conduit.blocking"
+            sources.setdefault(source, []).append(alias)
         for source in sorted(sources):
             yield f"from {source} import {', '.join(sources[source])}"
         for name in sorted((self._used - _SOURCES.keys() - {"None"}) & self._members):
@@ -174,11 +184,11 @@ class _Module:
     def _method(self, method: dict[str, Any]) -> str:
         result = self._type(method.get("returns"), "Result")
         sends = method.get("streaming") in ("out", "both")
-        returned, first = result, "async def"
+        returned, first = result, "def" if self._blocking else "async def"
         if sends:
             items, first = self._type(method.get("items"), "Item"), "def"
             if result == "None":
-                returned = f"{self._type_name('AsyncIterator')}[{items}]"
+                returned = f"{self._type_name(self._stream)}[{items}]"
             else:
                 returned = f"{self._type_name('StreamCall')}[{items}, {result}]"
         parameters = ["self", *self._parameters(method)]
@@ -207,9 +217,7 @@ class _Module:
                 optional.append(f"{name}: {hint} = {_default_of_parameter(one, hint)}")
         argument = method.get("argument")
         if isinstance(argument, dict):
-            hint = (
-                f"{self._type_name('AsyncIterator')}[{self._type(argument.get('items'), 'Item')}]"
-            )
+            hint = f"{self._type_name(self._stream)}[{self._type(argument.get('items'), 'Item')}]"
             required.append(f"{argument['name']}: {hint}")
         return required + optional
 
@@ -529,19 +537,26 @@ def _lines(text: str) -> Sequence[str]:
     return text.strip().split("\n") if text.strip() else []
 
 
-def _about(server: str, version: str, module: str, name: str, left_out: list[str]) -> str:
+def _usage(module: str, name: str, blocking: bool) -> list[str]:
+    """Return the program that shows how the module is used."""
+    connect = "client.connect()" if blocking else "await client.connect()"
+    return [
+        f"from conduit{'.blocking' * blocking} import Client",
+        f"from {module} import {name}",
+        "",
+        "client = Client('tcp://...', password='...')",
+        f"server = client.rpc.bind({name})",
+        f"{connect}  # which says so if the server does not fit any more",
+    ]
+
+
+def _about(server: str, version: str, usage: list[str], left_out: list[str]) -> str:
     """Return the docstring of the module."""
-    called = module if _is_name(module) else "this_module"
     title = " ".join(_in_docstring(one).replace("\n", " ") for one in (server, version))
     lines = [
         f"The methods of {title}, written by conduit stub.",
         "",
-        "    from conduit import Client",
-        f"    from {called} import {name}",
-        "",
-        "    client = Client('tcp://...', password='...')",
-        f"    server = client.rpc.bind({name})",
-        "    await client.connect()  # which says so if the server does not fit any more",
+        *(f"    {line}".rstrip() for line in usage),
     ]
     if left_out:
         lines += ["", "Left out, but for client.rpc.call(name, ...):", ""]

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from typer.testing import CliRunner
 from typing_extensions import NotRequired, TypedDict, deprecated
 
-from conduit import InterfaceMismatch, Server, Stream
+from conduit import InterfaceMismatch, Server, Stream, blocking
 from conduit.__main__ import app
 from conduit.rpc.interface import operations
 from conduit.stub import stub
@@ -273,6 +273,40 @@ async def wrong(client: Client) -> None:
 """
 
 
+BLOCKING_PROGRAM = """
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from conduit.blocking import Client
+from hub import Line, Order, TheHub
+
+
+def lines() -> Iterator[Line]:
+    yield Line(article="nail", pieces=3)
+
+
+def use(client: Client) -> None:
+    hub = client.rpc.bind(TheHub)
+    total: int = hub.add(1) + hub.add(a=1, b=2) + hub.total(1, lines())
+    first: Line = next(hub.count(3))
+    for counted in hub.count(3):
+        pieces: int = counted.pieces
+    with hub.train(2) as run:
+        for point in run:
+            x: float = point.x
+        trained: Order = run.result()
+    print(total, first, trained)
+
+
+def wrong(client: Client) -> None:
+    hub = client.rpc.bind(TheHub)
+    hub.add("1")  # expect
+    missing: str = hub.add(1)  # expect
+    print(missing)
+"""
+
+
 async def written(folder: Path, *options: str) -> types.ModuleType:
     """Run `conduit stub` for a live server, and import what it has written."""
     async with new_server() as server:
@@ -346,6 +380,25 @@ async def test_calls_through_the_module(tmp_path: Path) -> None:
             assert [word async for word in api.upper(words())] == ["A"]
             assert await api.größe() == 5
             assert await api.rent(3, window=True) == "3 True"
+
+
+async def test_calls_through_the_module_of_a_blocking_client(tmp_path: Path) -> None:
+    def use(at: tuple[str, int]) -> None:
+        client = blocking.Client("tcp://{}:{}".format(*at))
+        api: Any = client.rpc.bind(hub.TheHub)
+        with client:
+            assert api.add(1, b=2) == 3
+            assert api.order("Ada").due == datetime.date(2026, 1, 2)
+            assert [one.article for one in api.count(2)] == ["0", "1"]
+            with api.train(2) as run:
+                assert [point.x for point in run] == [0.0, 1.0]
+                assert run.result().customer == "trained"
+            assert api.total(1, iter([hub.Line(article="nail", pieces=3)])) == 4
+            assert list(api.upper(words=iter("ab"))) == ["A", "B"]
+
+    async with new_server() as server:
+        hub = await generated(server, tmp_path, "--blocking")
+        await within(asyncio.to_thread(use, server.address))
 
 
 async def test_what_an_interface_cannot_have_is_left_out_and_named(tmp_path: Path) -> None:
@@ -437,10 +490,15 @@ class CommandServer:
 
 @pytest.mark.timeout(120)  # a first run of mypy reads all of Pydantic
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
-async def test_type_checkers_take_the_module(checker: str, tmp_path: Path) -> None:
-    await written(tmp_path)
-    (tmp_path / "program.py").write_text(PROGRAM, "utf-8")
-    expected = {n for n, line in enumerate(PROGRAM.splitlines(), 1) if "# expect" in line}
+@pytest.mark.parametrize(
+    ("program", "options"), [(PROGRAM, ()), (BLOCKING_PROGRAM, ("--blocking",))]
+)
+async def test_type_checkers_take_the_module(
+    checker: str, program: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    await written(tmp_path, *options)
+    (tmp_path / "program.py").write_text(program, "utf-8")
+    expected = {n for n, line in enumerate(program.splitlines(), 1) if "# expect" in line}
     check = mypy_errors if checker == "mypy" else pyright_errors
     found = await asyncio.to_thread(check, tmp_path)
     assert {place for place in found if place[0] == "hub.py"} == set()
@@ -708,6 +766,7 @@ def test_the_text_only_declares_whatever_a_server_says(
     source = stub(methods, server=server, version=version)
     assert source == stub(methods, server=server, version=version)
     only_declares(source)
+    only_declares(stub(methods, server=server, version=version, blocking=True))
     if "    pass\n" not in source[-12:]:
         assert operations(run(source))
 

@@ -19,12 +19,12 @@ from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.serving import Response
 from ..transport.stream import Check
 from ..transport.stream_call import OpenCall, StreamCall
-from .interface import Operation, operations
+from .interface import ASYNC, Operation, Style, operations
 from .retry import Retry
 from .streams import item_of
 from .validation import adapter_of
 
-__all__ = ["Bound", "Call", "OpenStream", "Retried", "bound_class", "options"]
+__all__ = ["Bound", "Call", "OpenStream", "Retried", "WithOptions", "bound_class", "options"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,18 @@ Retried = Callable[
 """How to try again, whether the method is marked idempotent, and then as for `Call`."""
 
 
-class Bound:
+class WithOptions:
+    """What `options` takes."""
+
+    __slots__ = ()
+
+    def __replace__(
+        self, *, timeout: float | None | Default, retry: Retry | None | Default
+    ) -> WithOptions:
+        raise NotImplementedError
+
+
+class Bound(WithOptions):
     """The methods of a peer that an interface declares; what `rpc.bind` returns is one.
 
     Args:
@@ -70,8 +81,8 @@ class Bound:
         self._timeout = timeout
         self._retry = retry
 
-    def __init_subclass__(cls, interface: type) -> None:
-        for operation in operations(interface):
+    def __init_subclass__(cls, interface: type, style: Style) -> None:
+        for operation in operations(interface, style):
             if operation.streams:
                 method = cls._streaming(operation)
             elif operation.input is not None:
@@ -133,23 +144,27 @@ class Bound:
         return method
 
 
-def bound_class(interface: Any) -> type[Bound]:
+def bound_class(interface: Any, style: Style = ASYNC) -> type[Bound]:
     """Return the class whose instances have the methods of an interface.
+
+    Args:
+        interface: The class that declares them.
+        style: How it is written. The methods of the instances are coroutines all the same.
 
     Raises:
         TypeError: The interface cannot be called; the text says why.
     """
     if not isinstance(interface, type):
         operations(interface)  # which refuses it
-    return _bound_class(interface)
+    return _bound_class(interface, style)
 
 
 @lru_cache(maxsize=256)
-def _bound_class(interface: type) -> type[Bound]:
+def _bound_class(interface: type, style: Style) -> type[Bound]:
     made = types.new_class(
         interface.__name__,
         (Bound,),
-        {"interface": interface},
+        {"interface": interface, "style": style},
         lambda body: body.update(
             __slots__=(), __doc__=interface.__doc__, __module__=interface.__module__
         ),
@@ -177,7 +192,7 @@ def options(
     Raises:
         TypeError: It is something else.
     """
-    if not isinstance(bound, Bound):
+    if not isinstance(bound, WithOptions):
         raise TypeError(f"options are for what rpc.bind(...) returns, not {bound!r}")
     return cast("T", bound.__replace__(timeout=timeout, retry=retry))
 

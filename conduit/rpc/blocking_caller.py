@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import types
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Generic, TypeVar, overload
+from functools import lru_cache
+from typing import Any, Final, Generic, TypeVar, cast, overload
 
 from ..exceptions import ConduitError, ConnectionClosed
 from ..signatures import deprecation, python_signature, shown, signature
 from ..transport import stream_call
 from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.loop_thread import LoopThread
-from ..transport.thread_items import in_threads
+from ..transport.thread_items import in_thread, in_threads
+from .bind import Bound, WithOptions
 from .caller import Caller
+from .compatibility import differences
+from .interface import Operation, Style, operations
 from .retry import Retry
 
-__all__ = ["BlockingCaller", "StreamCall"]
+__all__ = ["BLOCKING", "BlockingCaller", "StreamCall"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -72,6 +78,16 @@ class StreamCall(Generic[T, R]):
                 return
             yield self._ready.popleft()
 
+    def __next__(self) -> T:
+        """Return the next item, for `next(run)`; errors as in a loop over the items.
+
+        Raises:
+            StopIteration: There are no more.
+        """
+        if not self._ready and not self._thread.run(self._fetch, self._call):
+            raise StopIteration
+        return self._ready.popleft()
+
     async def _fetch(self, items: AsyncIterator[T]) -> bool:
         """Wait for an item, and take those that have come with it; False at the end."""
         try:
@@ -97,6 +113,82 @@ class StreamCall(Generic[T, R]):
             pydantic.ValidationError: The result is not what `returns` says.
         """
         return self._thread.run(self._call.result)
+
+
+BLOCKING: Final = Style(False, (Iterator,), StreamCall)
+"""Interfaces whose methods wait by themselves."""
+
+
+class BlockingBound(WithOptions):
+    """The methods of the server that an interface declares; what `rpc.bind` returns is one.
+
+    Args:
+        bound: Makes the calls, on the loop.
+        thread: Returns the thread of the loop, or raises ConnectionClosed.
+    """
+
+    __slots__ = ("_bound", "_thread")
+
+    def __init__(self, bound: Bound, thread: Callable[[], LoopThread]) -> None:
+        self._bound = bound
+        self._thread = thread
+
+    def __init_subclass__(cls, interface: type) -> None:
+        for operation in operations(interface, BLOCKING):
+            method = cls._streaming(operation) if operation.streams else cls._plain(operation)
+            setattr(cls, operation.name, functools.wraps(operation.function)(method))
+
+    def __replace__(
+        self, *, timeout: float | None | Default, retry: Retry | None | Default
+    ) -> BlockingBound:
+        return type(self)(self._bound.__replace__(timeout=timeout, retry=retry), self._thread)
+
+    def __repr__(self) -> str:
+        return repr(self._bound)
+
+    @staticmethod
+    def _plain(operation: Operation) -> Callable[..., Any]:
+        """Return a method that waits for its answer."""
+        name = operation.name
+
+        def method(self: BlockingBound, /, *args: Any, **kwargs: Any) -> Any:
+            call, thread = getattr(self._bound, name), self._thread()
+            if operation.input is not None:
+                args, kwargs = _threaded(args, kwargs)
+            return thread.run(call, *args, **kwargs)
+
+        return method
+
+    @staticmethod
+    def _streaming(operation: Operation) -> Callable[..., Any]:
+        """Return a method that sends items, and may take some."""
+        name = operation.name
+
+        def method(self: BlockingBound, /, *args: Any, **kwargs: Any) -> StreamCall[Any, Any]:
+            call, thread = getattr(self._bound, name), self._thread()
+            if operation.input is not None:
+                args, kwargs = _threaded(args, kwargs)
+            return StreamCall(thread, call(*args, **kwargs))
+
+        return method
+
+
+def _threaded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return arguments in which iterators do not block the loop."""
+    return tuple(map(in_thread, args)), {name: in_thread(one) for name, one in kwargs.items()}
+
+
+@lru_cache(maxsize=256)
+def _blocking_class(interface: type) -> type[BlockingBound]:
+    made = types.new_class(
+        interface.__name__,
+        (BlockingBound,),
+        {"interface": interface},
+        lambda body: body.update(
+            __slots__=(), __doc__=interface.__doc__, __module__=interface.__module__
+        ),
+    )
+    return cast("type[BlockingBound]", made)
 
 
 class Method:
@@ -157,6 +249,7 @@ class BlockingCaller:
         self._call: Callable[..., Coroutine[Any, Any, Any]] = rpc.call
         self._stream: Callable[..., stream_call.StreamCall[Any, Any]] = rpc.stream
         self._discover = rpc.discover
+        self._bound = rpc.bound
         self._offered: tuple[str, _Offered] = ("", {})
 
     @overload
@@ -287,6 +380,37 @@ class BlockingCaller:
             method, args, timeout=timeout, items=items, returns=returns, headers=headers
         )
         return StreamCall(thread, call)
+
+    def bind(self, interface: Callable[..., T]) -> T:
+        """Return an object that calls the server by the methods of an interface, and waits.
+
+            class Calculator(Protocol):
+                def add(self, a: int, b: int = 0) -> int: ...
+                def count(self, to: int) -> Iterator[int]: ...
+
+            calculator = client.rpc.bind(Calculator)
+            total = calculator.add(1, b=2)
+
+        See `conduit.Client`. The methods of the interface are plain `def`; a stream is annotated
+        `Iterator[T]`, and `conduit.blocking.StreamCall[T, R]` says that it has a result as well.
+
+        Args:
+            interface: A `typing.Protocol`, an ABC or another class.
+
+        Raises:
+            TypeError: The interface has something that cannot be called, such as a method that is
+                declared `async def`; the text says what and why.
+        """
+        bound = self._bound(interface, BLOCKING)
+        return cast("T", _blocking_class(cast("type", interface))(bound, self._thread))
+
+    def differences(self, interface: Callable[..., Any]) -> list[str]:
+        """Ask the server what it offers, and return what keeps an interface from that.
+
+        See `conduit.Client`.
+        """
+        operations(interface, BLOCKING)  # which may refuse it
+        return differences(interface, self.discover(), BLOCKING)
 
     def discover(self) -> list[dict[str, Any]]:
         """Return what the server offers, one map for each method; see `conduit.Client`."""

@@ -16,9 +16,9 @@ from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.handling import HANDLING, inherit
 from ..transport.serving import Response
 from ..transport.stream_call import StreamCall
-from .bind import Call, OpenStream, bound_class
+from .bind import Bound, Call, OpenStream, bound_class
 from .compatibility import differences
-from .interface import operations
+from .interface import ASYNC, Style, operations
 from .retry import Attempts, Budget, Retry
 
 __all__ = ["Caller", "convert", "data"]
@@ -332,13 +332,16 @@ class Caller:
             TypeError: The interface has something that cannot be called, such as a stream that is
                 declared `async def`, a property or `*args`; the text says what and why.
         """
+        return cast("T", self.bound(interface))
+
+    def bound(self, interface: Any, style: Style = ASYNC) -> Bound:
+        """Return what `bind` does, for an interface of any style."""
         # `use` changes what these two call.
-        bound: Any = bound_class(interface)(
+        return bound_class(interface, style)(
             lambda *request: self._call(*request),  # pyright: ignore[reportUnknownLambdaType]
             lambda *request: self._stream(*request),  # pyright: ignore[reportUnknownLambdaType]
             self._retried,
         )
-        return cast("T", bound)
 
     async def differences(self, interface: Callable[..., Any]) -> list[str]:
         """Ask the peer what it offers, and return what keeps an interface from that.

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, get_origin
 
 from ..signatures import annotation, shown
 from ..transport.serving import Response
-from .interface import Operation, operations
+from .interface import ASYNC, Operation, Style, operations
 from .streams import item_of
 from .validation import AS_SENT, AS_TAKEN, adapter_of
 
@@ -46,12 +46,13 @@ class Misfit(NamedTuple):
     problem: str
 
 
-def differences(interface: Any, offered: Any) -> list[str]:
+def differences(interface: Any, offered: Any, style: Style = ASYNC) -> list[str]:
     """Return what keeps an interface from what a peer offers, one sentence each.
 
     Args:
         interface: What `rpc.bind` takes.
         offered: What `rpc.discover` has returned; it may come from anybody.
+        style: How the interface is written.
 
     Raises:
         TypeError: The interface cannot be called at all.
@@ -59,7 +60,7 @@ def differences(interface: Any, offered: Any) -> list[str]:
     listed = offered if isinstance(offered, list) else []
     methods = {str(one.get("name")): one for one in listed if isinstance(one, dict)}
     found: list[str] = []
-    for operation in operations(interface):
+    for operation in operations(interface, style):
         method = methods.get(operation.name)
         if method is None:
             found.append(f"{operation.place}: the peer has no method {operation.name!r}")

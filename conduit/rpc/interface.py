@@ -17,7 +17,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 from ..transport.stream_call import StreamCall
 from ..transport.streaming import Stream
@@ -25,7 +25,24 @@ from .contract import Contract, called, contract_of, lone_model
 from .streams import TAKES, check_parameter, is_a, item_of, shown
 from .validation import adapter_of
 
-__all__ = ["Operation", "operations"]
+__all__ = ["ASYNC", "Operation", "Style", "operations"]
+
+
+class Style(NamedTuple):
+    """How an interface is written.
+
+    Attributes:
+        waits: Whether its methods are `async def`.
+        items: What a stream is annotated with, as a parameter and as a result.
+        call: What a stream with a result is annotated with.
+    """
+
+    waits: bool
+    items: tuple[Any, ...]
+    call: Any
+
+
+ASYNC: Final = Style(True, TAKES, StreamCall)
 
 _NO_METHODS = {
     property: "is a property",
@@ -66,8 +83,12 @@ class Operation:
         return list(self.contract.signature.parameters.values())
 
 
-def operations(interface: Any) -> list[Operation]:
+def operations(interface: Any, style: Style = ASYNC) -> list[Operation]:
     """Read an interface.
+
+    Args:
+        interface: The class.
+        style: How it is written; the one for a blocking client differs.
 
     Returns:
         Its methods in the order in which they are written, those of base classes first. Names that
@@ -79,7 +100,7 @@ def operations(interface: Any) -> list[Operation]:
     """
     if not isinstance(interface, type):
         raise TypeError(f"an interface is a class, such as a typing.Protocol, not {interface!r}")
-    found = [_operation(interface, name) for name in dict.fromkeys(_public(interface))]
+    found = [_operation(interface, name, style) for name in dict.fromkeys(_public(interface))]
     if not found:
         raise TypeError(f"{interface.__name__} has no public methods, so there is nothing to call")
     return found
@@ -93,7 +114,7 @@ def _public(interface: type) -> Iterator[str]:
                 yield name
 
 
-def _operation(interface: type, name: str) -> Operation:
+def _operation(interface: type, name: str, style: Style) -> Operation:
     place = f"{interface.__name__}.{name}"
     function = inspect.getattr_static(interface, name, None)
     if not isinstance(function, types.FunctionType):
@@ -104,14 +125,14 @@ def _operation(interface: type, name: str) -> Operation:
         )
     contract = _without_self(contract_of(function, place), place)
     parameters = list(contract.signature.parameters.values())
-    takes = [p for p in parameters if is_a(contract.hints.get(p.name), *TAKES)]
-    _check_parameters(place, parameters, contract)
+    takes = [p for p in parameters if is_a(contract.hints.get(p.name), *style.items)]
+    _check_parameters(place, parameters, contract, style)
     if len(takes) > 1:
         both = " and ".join(p.name for p in takes)
         raise TypeError(f"{place} has two streams in one direction: {both}")
     for parameter in takes:
         check_parameter(place, parameter)
-    streams, items, result = _returned(place, function, contract.hints.get("return", Any))
+    streams, items, result = _returned(place, function, contract.hints.get("return", Any), style)
     return Operation(
         name=name,
         place=place,
@@ -136,7 +157,9 @@ def _without_self(contract: Contract, place: str) -> Contract:
     return contract._replace(signature=signature.replace(parameters=parameters[1:]))
 
 
-def _check_parameters(place: str, parameters: list[inspect.Parameter], contract: Contract) -> None:
+def _check_parameters(
+    place: str, parameters: list[inspect.Parameter], contract: Contract, style: Style
+) -> None:
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(f"{place}: *{parameter.name} cannot be sent; name the parameters")
@@ -151,14 +174,25 @@ def _check_parameters(place: str, parameters: list[inspect.Parameter], contract:
                 f"{place}: {parameter.name!r} is filled in where the method is served, so it is no "
                 "part of the interface; the caller's side is `def ... -> StreamCall[item, result]`"
             )
-        if hint is not Any and not is_a(hint, *TAKES):
+        if hint is not Any and not is_a(hint, *style.items):
             adapter_of(place, hint)  # what cannot be validated cannot be served
 
 
-def _returned(place: str, function: types.FunctionType, hint: Any) -> tuple[bool, Any, Any]:
+def _returned(
+    place: str, function: types.FunctionType, hint: Any, style: Style
+) -> tuple[bool, Any, Any]:
     """Return whether a method streams, the type of the items and the type of the result."""
     in_the_end = called(function)
-    streams = is_a(hint, *TAKES, StreamCall)
+    streams = is_a(hint, *style.items, style.call)
+    if not style.waits:
+        if inspect.iscoroutinefunction(in_the_end) or inspect.isasyncgenfunction(in_the_end):
+            raise TypeError(
+                f"{place} is declared `async def`, and a blocking client waits by itself; declare "
+                f"it `def {function.__name__}(...)`"
+            )
+        if not streams:
+            return False, Any, Any if isinstance(hint, TypeVar) else hint
+        return True, *_streamed(hint, style)
     if inspect.iscoroutinefunction(in_the_end):
         if streams:
             raise TypeError(
@@ -176,7 +210,12 @@ def _returned(place: str, function: types.FunctionType, hint: Any) -> tuple[bool
             f"{place} is a plain `def` that returns {shown(hint)}; declare it `async def`, or as a "
             "stream: `def ... -> AsyncIterator[...]`"
         )
-    if not is_a(hint, StreamCall):
-        return True, item_of(hint), type(None)
+    return True, *_streamed(hint, style)
+
+
+def _streamed(hint: Any, style: Style) -> tuple[Any, Any]:
+    """Return the type of the items of a stream, and the type of its result."""
+    if not is_a(hint, style.call):
+        return item_of(hint), type(None)
     items, result = get_args(shown(hint)) or (Any, Any)
-    return True, items, result
+    return items, result

@@ -13,7 +13,7 @@ from typing import Any
 
 from .calls import Params
 
-__all__ = ["in_threads"]
+__all__ = ["in_thread", "in_threads"]
 
 logger = logging.getLogger("conduit.connection")
 
@@ -100,11 +100,12 @@ def _settle(future: asyncio.Future[None]) -> None:
 def in_threads(args: Params) -> Params:
     """Return the arguments of a call, in which plain iterators do not block the loop."""
     if isinstance(args, Mapping):
-        return {name: _in_thread(value) for name, value in args.items()}
+        return {name: in_thread(value) for name, value in args.items()}
     if isinstance(args, (list, tuple)):
-        return [_in_thread(value) for value in args]
+        return [in_thread(value) for value in args]
     return args
 
 
-def _in_thread(value: Any) -> Any:
+def in_thread(value: Any) -> Any:
+    """Return a plain iterator as one that does not block the loop, and all else as it is."""
     return ThreadItems(value) if isinstance(value, Iterator) else value

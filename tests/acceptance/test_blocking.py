@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import logging.handlers
 import pydoc
 import queue
 import signal
@@ -17,7 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -35,6 +36,7 @@ from conduit import (
     Status,
     Stream,
     blocking,
+    options,
 )
 from tests.acceptance.raw import PASSWORD, TIMEOUT
 from tests.acceptance.support import FAST_LOGIN, Program, new_server
@@ -198,8 +200,7 @@ def conduit_threads() -> list[threading.Thread]:
 
 # How the parts talk to each other.
 INNER = {"asked", "opened", "away", "returned", "ended", "use", "ready"}
-# The methods of an interface are `async def`, and so for the event loop.
-INNER |= {"bind", "differences"}
+INNER |= {"bound", "expected"}
 ATTRIBUTES = {"descriptor"}  # of each object there, and a property here
 
 
@@ -627,6 +628,78 @@ def test_waiting_for_the_end(hub: Hub, client: blocking.Client) -> None:
     assert client.status is Status.CLOSED
     client.connect()  # the server has closed for good, and the client may come back
     assert client.rpc.add(a=1, b=2) == 3
+
+
+# Interfaces.
+
+
+class Api(Protocol):
+    def add(self, a: int, b: int) -> int: ...
+    def count(self, to: int) -> Iterator[int]: ...
+    def average(self, numbers: Iterator[float]) -> float: ...
+    def sleep(self) -> None: ...
+
+
+class Newer(Protocol):
+    def add(self, a: int, b: int) -> int: ...
+    def count(self, to: int) -> blocking.StreamCall[str, int]: ...
+    def missing(self) -> None: ...
+
+
+DIFFERENCES = [
+    "Newer.count: items: int is sent, and str is taken",
+    "Newer.count: result: None is sent, and int is taken",
+    "Newer.missing: the peer has no method 'missing'",
+]
+
+
+def test_an_interface_is_plain_functions(client: blocking.Client) -> None:
+    api = client.rpc.bind(Api)
+    assert api.add(1, b=2) == 3
+    assert list(api.count(3)) == [0, 1, 2]
+    assert next(api.count(1)) == 0
+    with pytest.raises(StopIteration):
+        next(api.count(0))
+    assert api.average(iter([1.0, 3.0])) == api.average(numbers=iter([1.0, 3.0])) == 2.0
+    assert repr(api) == "<Api of a peer>"
+    with pytest.raises(TypeError, match="Api.add: missing a required argument: 'b'"):
+        api.add(1)  # type: ignore[call-arg]
+    with pytest.raises(RPCTimeout):
+        options(api, timeout=0.05).sleep()
+
+
+def test_an_interface_is_held_against_the_server(hub: Hub) -> None:
+    client = hub.client()
+    client.rpc.bind(Newer)
+    with pytest.raises(conduit.InterfaceMismatch) as caught:
+        client.connect()
+    assert caught.value.differences == DIFFERENCES
+
+
+def test_an_interface_that_is_bound_later_is_logged(client: blocking.Client) -> None:
+    told: queue.Queue[logging.LogRecord] = queue.Queue()
+    handler = logging.handlers.QueueHandler(told)
+    logging.getLogger("conduit.client").addHandler(handler)
+    try:
+        assert client.rpc.differences(Api) == []
+        assert client.rpc.differences(Newer) == DIFFERENCES
+        client.rpc.bind(Newer, check=False)
+        client.rpc.bind(Newer)
+        logged = [told.get(timeout=TIMEOUT).getMessage() for _ in DIFFERENCES]
+        assert logged == [f"'conduit-server' does not fit: {one}" for one in DIFFERENCES]
+        assert told.empty()
+    finally:
+        logging.getLogger("conduit.client").removeHandler(handler)
+
+
+def test_interfaces_of_the_event_loop_are_refused(client: blocking.Client) -> None:
+    class Wrong(Protocol):
+        async def add(self, a: int, b: int) -> int: ...
+
+    with pytest.raises(TypeError, match=r"a blocking client waits by itself; .* `def add\(...\)`"):
+        client.rpc.bind(Wrong)
+    with pytest.raises(TypeError, match="an interface is a class"):
+        client.rpc.bind(5)  # type: ignore[arg-type]
 
 
 # Completion and help.
