@@ -70,7 +70,8 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # What is neither in the standard library nor here is not declared in pyproject.toml.
-DECLARED = {"pydantic", "pydantic_core", "msgpack"}  # pydantic_core is pydantic's own other half
+DECLARED = {"pydantic", "msgpack"}
+DECLARED |= {"pydantic_core", "typing_extensions"}  # pydantic's own other half, and what it needs
 OPTIONAL = {"uvloop", "typer"}  # extras: imported where they are used, so that all else works
 
 # A descriptor is plain data, and a protocol is bytes in, events and bytes out: the clock, the

@@ -103,6 +103,7 @@ class Method:
                     f"method {name!r}: *{parameter.name} cannot be validated; name the parameters"
                 )
         self._model = lone_model(parameters, hints)
+        self._optional = all(p.default is not p.empty for p in parameters)
         self._model_adapter = None if self._model is None else adapter_of(name, hints[self._model])
         self._adapter: TypeAdapter[Any] = _parameters_adapter(name, parameters, hints, extra)
         self._validate = _arguments_validator(self._adapter)
@@ -139,7 +140,7 @@ class Method:
             InvalidParams: The parameters do not fit the annotations.
         """
         try:
-            if self._model is not None and type(data) is dict:
+            if self._model is not None and type(data) is dict and (data or not self._optional):
                 data = {self._model: data} if self._model in self._by_name else (data,)
             args, kwargs = self._validate(data)
         except ValidationError as exc:
@@ -354,6 +355,7 @@ def _without_warning(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is(hint: Any, wanted: type) -> bool:
+    hint = get_origin(hint) or hint
     return isinstance(hint, type) and issubclass(hint, wanted)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, cast
+
+from typing_extensions import TypeVar
 
 from ..exceptions import ConnectionClosed, ConnectionLost, ProtocolError, Unavailable
 from ..protocol.cndt import CNDT
@@ -58,6 +60,9 @@ CONNECTING, ACCEPTING = 1, 2
 """The first correlation id of either side."""
 
 
+# With a default, because the bare name would be an error for type checkers that are strict.
+S = TypeVar("S", default=dict[str, Any])
+
 Question = VerifierNeeded | KeysNeeded | WelcomeNeeded | ResumeWanted | Resumed
 """What only the owner of a connection can answer; `Resumed` asks whose the link shall be."""
 
@@ -65,30 +70,32 @@ Question = VerifierNeeded | KeysNeeded | WelcomeNeeded | ResumeWanted | Resumed
 class Owner(Protocol):
     """The server or the client that a connection belongs to."""
 
-    def asked(self, connection: Connection, event: Question) -> None:
+    def asked(self, connection: Connection[Any], event: Question) -> None:
         """Answer what the login cannot decide by itself."""
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: Connection[Any]) -> None:
         """The login is done."""
 
-    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
+    def away(self, connection: Connection[Any], reason: ConnectionClosed) -> None:
         """The link is lost, and the connection waits for another."""
 
-    def returned(self, connection: Connection) -> None:
+    def returned(self, connection: Connection[Any]) -> None:
         """The connection goes on over another link."""
 
-    def ended(self, connection: Connection, error: Exception) -> None:
+    def ended(self, connection: Connection[Any], error: Exception) -> None:
         """The connection is over: called once, also when the login failed."""
 
 
-class Connection:
+class Connection(Generic[S]):
     """A peer that is connected, on a server or on a client.
 
     Handlers get it as their first parameter, or wherever they annotate a parameter with it.
+    `Connection[Player]` says that the application has put a `Player` into `state`, as a hook
+    `on_client_connect` does; without it `state` is a dict.
 
     Attributes:
         id: Unique text; the same on both sides, and as long as the session lasts.
-        state: A dict for whatever the application wants to remember of this peer.
+        state: What the application wants to remember of this peer; an empty dict in the beginning.
         rpc: Calls the peer: `await connection.rpc.call("method", {...})`.
     """
 
@@ -204,7 +211,7 @@ class Connection:
         self.identity = ""
         self.name = ""
         self.version = ""
-        self.state: dict[str, Any] = {}
+        self.state: S = cast("S", {})
         self.call = self._calls.call
         self.rpc = Caller(self.call, self.stream, timeout=settings.timeout)
 
@@ -431,7 +438,7 @@ class Connection:
         self._open(self._protocol.peer)
         self._outlet.flush()
 
-    def welcome_back(self, older: Connection, accepted: int, name: str, version: str) -> None:
+    def welcome_back(self, older: Connection[Any], accepted: int, name: str, version: str) -> None:
         """Let the peer go on with the session of an older connection, on the accepting side.
 
         This connection ends, and the older one takes its link.
@@ -460,7 +467,7 @@ class Connection:
                 ConnectionClosed("the peer comes over another link", code=CloseCode.ABNORMAL)
             )
 
-    def take_over(self, other: Connection, accepted: int, rest: bytes = b"") -> None:
+    def take_over(self, other: Connection[Any], accepted: int, rest: bytes = b"") -> None:
         """Go on over the link of a connection that has just logged in for this session.
 
         Args:

@@ -1817,3 +1817,57 @@ async def test_conduit_never_configures_logging() -> None:
         assert logger.level == logging.NOTSET
         assert all(isinstance(handler, logging.NullHandler) for handler in logger.handlers)
         assert logger.propagate
+
+
+class Player:
+    """What a game remembers of a peer."""
+
+    def __init__(self) -> None:
+        self.score = 0
+
+
+async def test_the_state_of_a_connection_may_have_a_type() -> None:
+    server = new_server()
+
+    @server.on_client_connect
+    def came(connection: Connection[Player]) -> None:
+        connection.state = Player()
+
+    @server.rpc
+    async def win(points: int, connection: Connection[Player]) -> int:
+        connection.state.score += points
+        return connection.state.score
+
+    @server.on("lose")
+    async def lose(connection: Connection[Player], message: int) -> int:
+        connection.state.score -= message
+        return connection.state.score
+
+    async with server, new_client(server) as one, new_client(server) as other:
+        assert await within(one.rpc.win(points=5)) == 5
+        assert await within(one.rpc.win(points=2)) == 7
+        assert await within(other.rpc.win(points=1)) == 1
+        described = {one["name"]: one for one in await one.rpc.discover()}["win"]
+        assert list(described["parameters"]["properties"]) == ["points"]
+
+
+class Options(BaseModel):
+    """What a lone parameter takes the whole map for."""
+
+    depth: int
+    wide: bool = False
+
+
+async def test_a_lone_model_with_a_default_may_be_left_out() -> None:
+    server = new_server()
+
+    @server.rpc
+    async def search(options: Options = Options(depth=3)) -> int:  # noqa: B008
+        return options.depth
+
+    async with server, new_client(server) as client:
+        assert await within(client.rpc.call("search")) == 3
+        assert await within(client.rpc.search()) == 3
+        assert await within(client.rpc.search(depth=5)) == 5
+        with pytest.raises(InvalidParams):
+            await within(client.rpc.search(wide=True))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from conduit import Client, Server, StreamCall, options
+from conduit import Client, Connection, Server, StreamCall, options
 
 
 class Calculator(Protocol):
@@ -27,6 +27,16 @@ class Store(ABC):
 
     @abstractmethod
     def keys(self) -> AsyncIterator[str]: ...
+
+
+class Player:
+    score: int = 0
+
+
+def remember(typed: Connection[Player], plain: Connection) -> None:
+    typed.state.scores += 1  # expect: no such attribute
+    typed.state["score"] = 1  # expect: a Player is no dict
+    plain.state.score += 1  # expect: a dict has no such attribute
 
 
 async def words() -> AsyncIterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from typing_extensions import assert_type
 
@@ -90,6 +90,26 @@ async def numbers() -> AsyncIterator[int]:
 
 async def words() -> AsyncIterator[str]:
     yield "word"
+
+
+class Player:
+    """What a game remembers of a peer."""
+
+    score: int = 0
+
+
+def remember(server: Server, plain: Connection) -> None:
+    assert_type(plain.state, dict[str, Any])
+
+    @server.on_client_connect
+    def came(connection: Connection[Player]) -> None:
+        connection.state = Player()
+
+    @server.rpc
+    async def win(points: int, connection: Connection[Player]) -> int:
+        connection.state.score += points
+        assert_type(connection.state, Player)
+        return connection.state.score
 
 
 def serve(server: Server, client: Client) -> None:
