@@ -55,6 +55,8 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(self._patience):
             self._answered.clear()
+            if self._stopped.is_set():  # between the wait and the line above
+                return
             try:
                 self._loop.call_soon_threadsafe(self._answered.set)
             except RuntimeError:  # the loop was closed, and nobody has stopped what ran on it

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from conduit import ConnectionClosed
+from conduit.transport.loop import Shared
+from conduit.transport.watchdog import Watchdog
 from tests.acceptance.raw import TIMEOUT, Relay
 from tests.acceptance.support import new_client, new_server, within
 
@@ -102,3 +104,24 @@ async def test_a_silent_peer_is_declared_dead_with_what_this_side_did() -> None:
         text = await within(reasons.get())
         assert "no sign of life from the peer for 0.2 s (heartbeat_timeout); this side" in text
         await client.disconnect()
+
+
+class Late(threading.Event):
+    """An answer that comes just before it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+    def clear(self) -> None:
+        self.asked.set()
+        assert self.wait(TIMEOUT)
+        super().clear()
+
+
+async def test_it_may_be_stopped_in_the_very_moment_in_which_it_asks() -> None:
+    loop = asyncio.get_running_loop()
+    dog = Watchdog(loop, Shared.of(loop).handling, 0.05)
+    dog._answered = late = Late()
+    assert late.asked.wait(TIMEOUT)
+    dog.stop()
