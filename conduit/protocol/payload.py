@@ -77,7 +77,7 @@ def large_bytes(start: bytes | memoryview, size: int, least: int) -> tuple[int, 
     return 0, 0
 
 
-def decode(payload: Payload, *, text_keys: bool = False) -> Any:
+def decode(payload: Payload, text_keys: bool = False) -> Any:
     """Decode one payload.
 
     Args:
