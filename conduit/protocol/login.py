@@ -37,7 +37,7 @@ from .scram import (
     Verifier,
     transcript_digest,
 )
-from .session import Session
+from .session import EPOCH_BYTES, ID_BYTES, Session
 
 __all__ = ["ANONYMOUS", "MOCK", "ClientLogin", "ServerLogin"]
 
@@ -374,10 +374,14 @@ def _wanted(session: Any) -> tuple[bytes, bytes, int]:
 
 
 def _session_name(session: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    id, epoch = session.get("id"), session.get("epoch")
-    if not isinstance(id, bytes) or not isinstance(epoch, bytes):
-        raise ProtocolError("session.id and session.epoch must be bytes")
-    return id, epoch
+    return _bytes(session, "id", ID_BYTES), _bytes(session, "epoch", EPOCH_BYTES)
+
+
+def _bytes(session: Mapping[str, Any], key: str, size: int) -> bytes:
+    value = session.get(key)
+    if not isinstance(value, bytes) or len(value) != size:
+        raise ProtocolError(f"session.{key} must be {size} bytes")
+    return value
 
 
 def _decode(payload: bytes) -> Any:

@@ -14,7 +14,7 @@ import logging
 from typing import Any, Protocol
 
 from ..exceptions import ConnectionClosed, ConnectionLost, ProtocolError, Unavailable
-from ..protocol.cndt import CNDT
+from ..protocol.cndt import CNDT, State
 from ..protocol.events import (
     Acknowledged,
     Broken,
@@ -688,9 +688,10 @@ class Connection:
         elif isinstance(event, Opened):
             self._meet(event.peer)
             self._open(event.peer)
-        else:
+        elif isinstance(event, Resumed) or self._protocol.state is not State.CLOSED:
             assert isinstance(event, Question)
             self._owner.asked(self, event)
+        # Otherwise the peer has gone on before it was answered, and the next event is the end.
 
     # Life.
 

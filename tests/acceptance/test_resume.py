@@ -19,7 +19,20 @@ from conduit import (
     Status,
     Unavailable,
 )
-from tests.acceptance.raw import VERIFIER, Relay, dial
+from tests.acceptance.raw import (
+    AUTH_CHALLENGE,
+    AUTH_RESPONSE,
+    CAPS,
+    CLOSE,
+    MESSAGE,
+    PING,
+    VERIFIER,
+    LoginRefused,
+    RawPeer,
+    Relay,
+    dial,
+    frame,
+)
 from tests.acceptance.support import new_client, new_server, until, within
 
 Heard = asyncio.Queue[Any]
@@ -400,3 +413,81 @@ async def test_a_dead_link_is_noticed_by_the_heartbeat_and_the_session_goes_on()
             await told(heard, "connect", "disconnect", "resume")
             assert client.connection is connection
             assert await within(client.rpc.add(a=1, b=2)) == 3
+
+
+RESUMING = {**CAPS, "feat": ["resume"]}
+
+
+def name_of(peer: RawPeer, received: int = 0) -> dict[str, Any]:
+    """Return what a client says of the session that it wants to go on with."""
+    session = peer.success["session"]
+    return {"id": session["id"], "epoch": session["epoch"], "recv": received}
+
+
+async def test_who_changes_links_is_not_one_too_many() -> None:
+    """The server has not noticed that the first link is dead, and there is no room to be away."""
+    server = new_server(limits=Limits(max_away=1, max_away_bytes=1000))
+    heard = watched(server)
+    async with server, Relay(server.address) as relay:
+        async with new_client(relay.address, reconnect_delay=100), dial(server.address) as first:
+            await told(heard, "connect")
+            (innocent,) = server.connections.values()
+            relay.unplug()
+            await told(heard, "away")
+            await first.login(caps=RESUMING)
+            await told(heard, "connect")
+            (connection,) = (one for one in server.connections.values() if not one.away)
+            await connection.send("news", bytes(2000))
+            async with dial(server.address) as second:
+                success = await second.login(caps=RESUMING, session=name_of(first))
+                assert success["session"]["resumed"] is True
+                await told(heard, "away", "return")
+                assert (await second.until(MESSAGE)).body == ["news", bytes(2000)]
+                assert await second.call("add", [1, 2]) == 3
+                assert innocent.away and not connection.away
+                assert await first.closed() is None
+
+
+async def test_a_login_that_breaks_the_rules_does_not_touch_the_session() -> None:
+    """What comes behind AUTH_RESPONSE before its time is an error, and the proof counts no more."""
+    server = new_server()
+    heard = watched(server)
+    async with server, dial(server.address) as first:
+        await first.login(caps=RESUMING)
+        await told(heard, "connect")
+        async with dial(server.address) as second:
+
+            async def hastily(data: bytes) -> None:
+                second.write(data + (frame(PING, 1) if data[5] == AUTH_RESPONSE else b""))
+
+            with pytest.raises(AssertionError, match="not a login frame"):
+                await second.login(caps=RESUMING, session=name_of(first), write=hastily)
+            assert [got.type for got in second.log] == [AUTH_CHALLENGE, CLOSE]
+            assert second.log[-1].body[0] == 1002
+        assert await first.call("add", [1, 2]) == 3
+        await told(heard)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"id": bytes(15)},
+        {"id": bytes(17)},
+        {"epoch": bytes(7)},
+        {"epoch": b""},
+        {"id": "0" * 16},
+        {"recv": -1},
+        {"recv": None},
+        {"recv": True},
+        {"recv": 1.0},
+    ],
+    ids=str,
+)
+async def test_a_session_that_cannot_be_is_a_bad_request(changed: dict[str, Any]) -> None:
+    server = new_server()
+    async with server, dial(server.address) as peer:
+        session = {"id": bytes(16), "epoch": bytes(8), "recv": 0, **changed}
+        with pytest.raises(LoginRefused) as refused:
+            await peer.login(session=session)
+        assert refused.value.body is not None
+        assert refused.value.body["code"] == "bad_request"
