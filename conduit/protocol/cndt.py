@@ -307,11 +307,18 @@ class CNDT(FrameWriter):
             ProtocolError: The session cannot go on behind it.
         """
         again = self.session.again(accepted)
-        self._partial, self._missing = b"", 0
-        self.large = self._apart = None
+        self.forget()
         self._heard_bytes = 0
         self.ack_due = False
         self.urgent[:] = again
+
+    def forget(self) -> None:
+        """Let go of a frame that is under way, since the rest of it will never come.
+
+        A garbage collection must not find that its buffer is lent out.
+        """
+        self._partial, self._missing = b"", 0
+        self.large = self._apart = None
 
     def refuse(
         self, code: str, message: str, *, retry: bool = False, retry_after: float = 0.0
@@ -336,6 +343,8 @@ class CNDT(FrameWriter):
     def _enter(self, state: State) -> None:
         self.state = state
         self._accepts = _WORDS.get(state, {})
+        if state is _CLOSED:
+            self._login = None  # which knows this peer, and would be freed by collections only
 
     # Reading.
 

@@ -606,6 +606,7 @@ class Connection:
         """
         if self._link is None and not self.handling:
             self._streams = None
+            self._protocol.forget()
             self._outlet.forget()
             self.inlet.forget()
             self._serving.forget()
@@ -621,7 +622,8 @@ class Connection:
             else:
                 reason = "the peer went away without closing"
             error = ConnectionClosed(reason, code=CloseCode.ABNORMAL)
-            error.__cause__ = cause
+            if cause is not None:  # the frames of its traceback hold the buffer that was read to
+                error.__cause__ = cause.with_traceback(None)
             self._lose(error)
 
     def _lose(self, error: ConnectionClosed) -> None:

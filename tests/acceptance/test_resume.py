@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from conduit import (
     Status,
     Unavailable,
 )
+from conduit.protocol.cndt import CNDT
 from tests.acceptance.raw import (
     AUTH_CHALLENGE,
     AUTH_RESPONSE,
@@ -491,3 +493,43 @@ async def test_a_session_that_cannot_be_is_a_bad_request(changed: dict[str, Any]
             await peer.login(session=session)
         assert refused.value.body is not None
         assert refused.value.body["code"] == "bad_request"
+
+
+async def test_logins_that_end_with_a_session_need_no_garbage_collection() -> None:
+    async with new_server() as server, Relay(server.address) as relay:
+        async with new_client(relay.address, reconnect_delay=0.001) as client:
+            gc.collect()
+            gc.disable()
+            try:
+                peers = sum(isinstance(one, CNDT) for one in gc.get_objects())
+                for attempts in range(1, 4):
+                    await relay.attempted(attempts)
+                    relay.cut()
+                    await until(lambda: client.connection.away)
+                    assert await within(client.rpc.add(a=1, b=2)) == 3
+                await until(lambda: not any(one.away for one in server.connections.values()))
+                # A timer may know the two of the last login yet.
+                assert sum(isinstance(one, CNDT) for one in gc.get_objects()) <= peers + 2
+            finally:
+                gc.enable()
+
+
+async def lose_a_large_frame() -> None:
+    """Cut a link in the middle of a large frame; what read it is part of a cycle."""
+    wide = Limits(max_payload=2**25, min_iterations=4096)
+    server = new_server(limits=wide)
+    async with server, Relay(server.address) as relay:
+        async with new_client(relay.address, reconnect_enabled=False, limits=wide) as client:
+            (connection,) = server.connections.values()
+            connection.state["knows"] = connection
+            sending = asyncio.ensure_future(client.send("news", bytes(2**24)))
+            await until(lambda: connection.protocol.large is not None)
+            relay.cut()
+            await within(asyncio.gather(sending, return_exceptions=True))
+            await until(lambda: connection.closed)
+
+
+async def test_a_large_frame_that_was_cut_leaves_nothing_to_complain_about() -> None:
+    """A garbage collection that finds its buffer lent out says so, which fails the test."""
+    await lose_a_large_frame()
+    gc.collect()
