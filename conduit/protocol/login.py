@@ -339,7 +339,10 @@ class ClientLogin:
             raise ProtocolError("AUTH_SUCCESS without a session")
         id, epoch = _session_name(session)
         self.peer.keeps = float(number("session.ttl", session.get("ttl", 0), least=0))
-        if session.get("resumed") is not True:
+        resumed = session.get("resumed")
+        if not isinstance(resumed, bool):
+            raise ProtocolError(f"session.resumed must be true or false, not {resumed!r:.32}")
+        if not resumed:
             return Session(id, epoch), None
         if self._session is None or (id, epoch) != (self._session.id, self._session.epoch):
             raise ProtocolError("the server goes on with a session that was not asked for")

@@ -71,6 +71,7 @@ class Session:
     def drop(self) -> None:
         """Forget what was not acknowledged: nobody will ask for it again."""
         self._outbox.clear()
+        self._forgotten = self._flushed
         self.outbox_bytes = 0
 
     def acknowledge(self, number: int) -> None:
