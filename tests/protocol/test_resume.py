@@ -122,7 +122,8 @@ def test_both_sides_go_on_behind_what_the_other_has(login: dict[str, Any]) -> No
     pair.step()
     send(pair.client.peer, b"3", b"4")
     send(pair.server.peer, b"d")
-    written(pair.client.peer), written(pair.server.peer)  # lost with the link
+    for side in (pair.client, pair.server):
+        written(side.peer)  # lost with the link
     send(pair.client.peer, b"5")
     assert payloads(again(pair, login)) == [b"d"]
     pair.server.events.clear()
