@@ -11,7 +11,7 @@ TYPED := $(wildcard conduit tests examples benchmarks fuzz tools test_server_deb
 export QUICK ONLY WORKLOADS
 
 .PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page
-.PHONY: guard model clean
+.PHONY: guard model simulate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,10 @@ guard: ## count the instructions of a call under valgrind; COMMIT=1 commits what
 
 model: ## search through the model of resume with Spin; LONG=1 with more messages and faults
 	@$(or $(PYTHON),false) tools/check_model.py $(if $(LONG),--long) $(if $(IF_POSSIBLE),--if-possible)
+
+simulate: ## cut the links of simulated sessions, a million messages; SECONDS= or RUNS= for more
+	@$(ENVIRONMENT) dev
+	@$(VENV)/bin/python tools/simulate.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RUNS),--runs $(RUNS))
 
 clean: ## remove everything that was installed, built or measured
 	rm -rf $(VENV) .venvs .matrix .fuzz .coverage .coverage.* .hypothesis build dist

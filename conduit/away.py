@@ -29,20 +29,29 @@ class Away:
         self._most = most
         self._most_bytes = most_bytes
         self._waiting: dict[Connection, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, connection: Connection) -> None:
-        """Count a connection in that has lost its link."""
+        """Count a connection in that has lost its link.
+
+        Nothing ends before the event loop has run what is ready: a client that comes over another
+        link while the old one is still up is away for no longer than that.
+        """
         self._waiting[connection] = None
-        self._look()
+        self._forget_timer()
+        self._timer = asyncio.get_running_loop().call_soon(self._look)
 
     def discard(self, connection: Connection) -> None:
         """Count a connection out: its client is back, or it has ended."""
         self._waiting.pop(connection, None)
-        if not self._waiting and self._timer is not None:
+        if not self._waiting:
+            self._forget_timer()
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -53,9 +62,7 @@ class Away:
         kept = sum(connection.session.outbox_bytes for connection in self._waiting)
         while kept > self._most_bytes:
             kept -= self._end(f"more than {self._most_bytes} bytes wait (max_away_bytes)")
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._forget_timer()
         if self._waiting:
             self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
 

@@ -589,6 +589,8 @@ class Client:
                 self._connection.fail(reason, CloseCode.ABNORMAL, f"{reason}; {exc}")
             self._end()
             return
+        if self._connection is None:
+            return  # it is lost again already, and another one tells of that
         if away is not None and self._connection is away:
             await self._hooks.tell("resume", self)
             return

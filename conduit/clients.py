@@ -19,7 +19,7 @@ from .hooks import Hooks
 from .peers import Peers
 from .protocol.events import RESUME, ResumeWanted, VerifierNeeded, WelcomeNeeded
 from .protocol.frames import CloseCode
-from .protocol.session import Session
+from .protocol.session import EPOCH_BYTES, ID_BYTES, Session
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.connection import ACCEPTING, Connection, Question, outlast_links
@@ -60,7 +60,7 @@ class Clients:
         self._users = users
         self._hooks = hooks
         self._settings = Settings.of(descriptor)
-        self._epoch = secrets.token_bytes(8)
+        self._epoch = secrets.token_bytes(EPOCH_BYTES)
         self.binding: bytes | None = None
         self.connected: dict[str, Connection] = {}
         self.peers = Peers()
@@ -148,7 +148,7 @@ class Clients:
                 return
             if RESUME in connection.claims.features:
                 connection.keeps = self._descriptor.resume_ttl
-            connection.introduce(Session(secrets.token_bytes(16), self._epoch))
+            connection.introduce(Session(secrets.token_bytes(ID_BYTES), self._epoch))
             if "client_connect" in self._hooks:
                 self._wait(connection, self._ask_hooks(connection))
             else:

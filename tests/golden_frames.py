@@ -491,4 +491,69 @@ GOLDEN: dict[str, Golden] = {
         ),
         alone=True,
     ),
+    "resume_request": Golden(
+        sender="client",
+        hex=(
+            "434e4454010700000000008500000000000000010000019b76daa80000000000"
+            "86a17601a46d656368a9414e4f4e594d4f5553a5736372616da0a46361707382a96672616d655f6d"
+            "6178ce00100000a46665617491a6726573756d65a773657373696f6e83a26964c410000102030405"
+            "060708090a0b0c0d0e0fa565706f6368c408f0f1f2f3f4f5f6f7a47265637603a56167656e74ae63"
+            "6f6e647569742d70792f312e30"
+        ),
+        type=7,
+        flags=0,
+        id=1,
+        seq=0,
+        value={
+            "v": 1,
+            "mech": "ANONYMOUS",
+            "scram": "",
+            "caps": {"frame_max": 1048576, "feat": ["resume"]},
+            "session": {
+                "id": b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\x0b\x0c\r\x0e\x0f",
+                "epoch": b"\xf0\xf1\xf2\xf3\xf4\xf5\xf6\xf7",
+                "recv": 3,
+            },
+            "agent": "conduit-py/1.0",
+        },
+        meaning=(
+            "the client has lost its link, has accepted 3 sequenced frames, and wants to go "
+            "on; this session has no password"
+        ),
+        alone=True,
+    ),
+    "resume_success": Golden(
+        sender="server",
+        hex=(
+            "434e445401080000000000ba00000000000000010000019b76daa80000000000"
+            "86a5736372616da0a86964656e74697479a9616e6f6e796d6f7573a773657373696f6e85a26964c4"
+            "10000102030405060708090a0b0c0d0e0fa565706f6368c408f0f1f2f3f4f5f6f7a7726573756d65"
+            "64c3a47265637607a374746c1ea2686292cd7530ce00015f90a673657276657282a46e616d65ae63"
+            "6f6e647569742d736572766572a776657273696f6ea5312e302e30a463617073c42083a17601a966"
+            "72616d655f6d6178ce00100000a46665617491a6726573756d65"
+        ),
+        type=8,
+        flags=0,
+        id=1,
+        seq=0,
+        value={
+            "scram": "",
+            "identity": "anonymous",
+            "session": {
+                "id": b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\x0b\x0c\r\x0e\x0f",
+                "epoch": b"\xf0\xf1\xf2\xf3\xf4\xf5\xf6\xf7",
+                "resumed": True,
+                "recv": 7,
+                "ttl": 30,
+            },
+            "hb": [30000, 90000],
+            "server": {"name": "conduit-server", "version": "1.0.0"},
+            "caps": b"\x83\xa1v\x01\xa9frame_max\xce\x00\x10\x00\x00\xa4feat\x91\xa6resume",
+        },
+        meaning=(
+            "the server goes on, and has accepted 7: the client sends its frames from 8 "
+            "again, the server its own from 4"
+        ),
+        alone=True,
+    ),
 }

@@ -132,6 +132,7 @@ class Wire:
         self.sent = self.received = self.peer_acked = self.acked = 0
         self.unacked_bytes = 0
         self.buffer = b""
+        self.outbox: dict[int, bytes] = {}  # what is not acknowledged, for another link
         self._next_id, self._last_peer_id = first_id, 0
         self._answers: dict[int, Any] = {}  # None while the answer is awaited
         self._pongs: set[int] = set()
@@ -190,8 +191,12 @@ class Wire:
 
     def post(self, type: int, id: int, value: object, flags: int = SEQUENCED) -> None:
         """Send one sequenced frame."""
+        self._post(type, flags, id, b"" if value is None else pack(value))
+
+    def _post(self, type: int, flags: int, id: int, payload: bytes) -> None:
         self.sent += 1
-        self.write(frame(type, flags, id, b"" if value is None else pack(value), self.sent))
+        self.outbox[self.sent] = frame(type, flags, id, payload, self.sent)
+        self.write(self.outbox[self.sent])
 
     def acknowledge(self) -> None:
         if self.acked < self.received:
@@ -240,8 +245,7 @@ class Wire:
             self.step()
         payload = pack([name, data])
         self._credit = [self._credit[0] - 1, self._credit[1] - len(payload)]
-        self.sent += 1
-        self.write(frame(MESSAGE, SEQUENCED, id, payload, self.sent))
+        self._post(MESSAGE, SEQUENCED, id, payload)
 
     def request(self, name: str, data: Any = None) -> Any:
         """Send a message and wait for its answer."""
@@ -320,9 +324,7 @@ class Wire:
         elif got.type == PONG:
             self._pongs.add(got.id)
         elif got.type == ACK:
-            if got.id > self.sent:
-                raise WireError(f"ACK of {got.id}, but only {self.sent} frames were sent")
-            self.peer_acked = max(self.peer_acked, got.id)
+            self._acknowledged(got.id)
         elif got.type == STREAM_CREDIT and got.id == 0:
             self._credit = [old + more for old, more in zip(self._credit, got.value, strict=True)]
         elif got.type == STREAM_CREDIT and got.id in self._item_credit:
@@ -383,6 +385,19 @@ class Wire:
             raise WireError(f"id {id} after {self._last_peer_id}")
         self._last_peer_id = id
 
+    def _acknowledged(self, number: int) -> None:
+        if number > self.sent:
+            raise WireError(f"{number} frames are accepted, but only {self.sent} were sent")
+        for accepted in range(self.peer_acked + 1, number + 1):
+            self.outbox.pop(accepted, None)
+        self.peer_acked = max(self.peer_acked, number)
+
+    def go_on(self, accepted: int) -> None:
+        """Send again, over another link, what the peer has not accepted."""
+        self._acknowledged(accepted)
+        self.acked, self.unacked_bytes = self.received, 0  # the login has told
+        self.write(b"".join(self.outbox.values()))
+
     def start(self, peer_caps: dict[str, Any]) -> None:
         """Login is over: the limits of the peer are in force."""
         self.peer_caps = {**DEFAULTS, **peer_caps}
@@ -420,17 +435,35 @@ def login_digest(request: bytes, caps: bytes) -> str:
     return b64(hashlib.sha256(head + request + caps).digest())
 
 
+def dial(host: str, port: int, timeout: float) -> socket.socket:
+    sock = socket.create_connection((host, port), timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
 class WireClient(Wire):
     """The connecting side."""
 
     def __init__(
         self, host: str, port: int, caps: dict[str, Any] | None = None, timeout: float = 5.0
     ) -> None:
-        sock = socket.create_connection((host, port), timeout)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super().__init__(sock, 1, caps)
+        super().__init__(dial(host, port, timeout), 1, caps)
         self.own_caps = caps or {}
         self.success: dict[str, Any] = {}
+
+    def resume(self, host: str, port: int, password: str | None, timeout: float = 5.0) -> bool:
+        """Go on with the session over another link; False if the server has started a new one."""
+        session = self.success["session"]
+        name = {"id": session["id"], "epoch": session["epoch"]}
+        self.sock, self.buffer = dial(host, port, timeout), b""
+        self.login(password, session={**name, "recv": self.received})
+        answer = self.success["session"]
+        if not answer["resumed"]:
+            return False
+        if {"id": answer["id"], "epoch": answer["epoch"]} != name:
+            raise WireError("the server goes on with another session")
+        self.go_on(answer["recv"])
+        return True
 
     def login(
         self,
@@ -440,6 +473,7 @@ class WireClient(Wire):
         min_iterations: int = 4096,
         nonce: str = "",
         methods: bytes = b"",
+        session: dict[str, Any] | None = None,
     ) -> WireClient:
         """Log in, without a password as ANONYMOUS; raise `LoginFailed` or `WireError`."""
         nonce = nonce or b64(os.urandom(18))
@@ -447,12 +481,12 @@ class WireClient(Wire):
         scram = "" if password is None else "n,," + bare
         mech = "ANONYMOUS" if password is None else "SCRAM-SHA-256"
         payload = {"v": 1, "mech": mech, "scram": scram, "caps": self.own_caps}
-        payload |= {"session": None, "agent": agent}
+        payload |= {"session": session, "agent": agent}
         request = pack({**payload, "methods": methods} if methods else payload)
         self.write(frame(AUTH_REQUEST, id=1, payload=request))
         if password is None:
             self.success = self._expect(AUTH_SUCCESS)
-            self.start(unpack(self.success["caps"]))
+            self._begin(unpack(self.success["caps"]))
             return self
 
         challenge = self._expect(AUTH_CHALLENGE)
@@ -476,8 +510,13 @@ class WireClient(Wire):
         self.success = self._expect(AUTH_SUCCESS)
         if self.success["scram"] != "v=" + b64(mac(keys.server, transcript)):
             raise WireError("the server does not know the password: wrong v")
-        self.start(unpack(challenge["caps"]))
+        self._begin(unpack(challenge["caps"]))
         return self
+
+    def _begin(self, caps: dict[str, Any]) -> None:
+        """Start a session, unless one goes on: then its limits and its credit do so, too."""
+        if not self.success["session"]["resumed"]:
+            self.start(caps)
 
     def _expect(self, type: int) -> dict[str, Any]:
         got = self.read_frame()

@@ -56,6 +56,7 @@ class WireServer:
     `failure` is sent as AUTH_FAILURE in place of the challenge; `trusting` is a rogue that answers
     AUTH_SUCCESS at once, whoever asks; without `give_credit` no message gets its credit back.
     `methods` is what identifies the calls, if it is told.
+    `ttl` is how long it says that it keeps the session; a script calls `end.next_link()`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class WireServer:
         trusting: bool = False,
         give_credit: bool = True,
         methods: object = None,
+        ttl: int = 0,
         rewrite_first: Callable[[str], str] = str,
         rewrite_final: Callable[[str], str] = str,
     ) -> None:
@@ -86,6 +88,7 @@ class WireServer:
         self.trusting = trusting
         self.give_credit = give_credit
         self.methods = methods
+        self.ttl = ttl
         self.rewrite_first = rewrite_first
         self.rewrite_final = rewrite_final
         self.frames: list[Frame] = []
@@ -118,12 +121,16 @@ class WireServer:
             error, self.error = self.error, None
             raise error
 
+    def accept(self) -> socket.socket:
+        """Wait for the next connection."""
+        sock, _ = self._listener.accept()
+        sock.settimeout(5.0)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
     def _run(self) -> None:
         try:
-            sock, _ = self._listener.accept()
-            sock.settimeout(5.0)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with ServerEnd(sock, self) as self.end:
+            with ServerEnd(self.accept(), self) as self.end:
                 if self.end.login():
                     (self.script or ServerEnd.serve)(self.end)
         except Closed as exc:
@@ -139,6 +146,22 @@ class ServerEnd(Wire):
         super().__init__(sock, 2, server.caps)
         self.server = server
         self.asked: dict[str, Any] = {}
+        self.session = {"id": os.urandom(16), "epoch": os.urandom(8)}
+
+    def next_link(self) -> bool:
+        """Give the link up, if it is still there, and wait for the client to come again.
+
+        Returns True if it goes on with the session; else this end is of no more use.
+        """
+        self.sock.close()
+        self.sock, self.buffer = self.server.accept(), b""
+        return self.login() and self.resumed
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the client has asked for the session of this end."""
+        wanted = self.asked.get("session") or {}
+        return {key: wanted.get(key) for key in ("id", "epoch")} == self.session
 
     def read_frame(self) -> Frame:
         got = super().read_frame()
@@ -189,18 +212,21 @@ class ServerEnd(Wire):
         return self._succeed(signature, user.replace("=2C", ",").replace("=3D", "="))
 
     def _succeed(self, scram: str, identity: str, **more: object) -> bool:
-        epoch, id = os.urandom(8), os.urandom(16)
+        numbers = {"resumed": self.resumed, "recv": self.received if self.resumed else 0}
         success = {
             "scram": scram,
             "identity": identity,
-            "session": {"id": id, "epoch": epoch, "resumed": False, "recv": 0, "ttl": 0},
+            "session": {**self.session, **numbers, "ttl": self.server.ttl},
             "hb": list(self.server.heartbeat),
             "server": {"name": "wire-server", "version": "1.0"},
             **({"methods": self.server.methods} if self.server.methods is not None else {}),
             **more,
         }
         self.write(frame(AUTH_SUCCESS, id=1, payload=pack(success)))
-        self.start(self.asked["caps"])
+        if self.resumed:
+            self.go_on(self.asked["session"]["recv"])
+        else:
+            self.start(self.asked["caps"])
         return True
 
     def _fail(self, code: str, message: str = "", **more: object) -> bool:

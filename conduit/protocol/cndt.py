@@ -244,6 +244,8 @@ class CNDT(FrameReader):
     def _enter(self, state: State) -> None:
         self.state = state
         self.accepts = _WORDS.get(state, {})
+        if state is State.CLOSED:
+            self._login = None  # which knows this peer, and would be freed by collections only
 
     # Reading.
 

@@ -37,7 +37,7 @@ from .scram import (
     Verifier,
     transcript_digest,
 )
-from .session import Session
+from .session import EPOCH_BYTES, ID_BYTES, Session
 
 __all__ = ["ANONYMOUS", "MOCK", "ClientLogin", "ServerLogin"]
 
@@ -350,7 +350,10 @@ class ClientLogin:
             raise ProtocolError("AUTH_SUCCESS without a session")
         id, epoch = _session_name(session)
         self.peer.keeps = float(number("session.ttl", session.get("ttl", 0), least=0))
-        if session.get("resumed") is not True:
+        resumed = session.get("resumed")
+        if not isinstance(resumed, bool):
+            raise ProtocolError(f"session.resumed must be true or false, not {resumed!r:.32}")
+        if not resumed:
             return Session(id, epoch), None
         if self._session is None or (id, epoch) != (self._session.id, self._session.epoch):
             raise ProtocolError("the server goes on with a session that was not asked for")
@@ -385,10 +388,14 @@ def _wanted(session: Any) -> tuple[bytes, bytes, int]:
 
 
 def _session_name(session: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    id, epoch = session.get("id"), session.get("epoch")
-    if not isinstance(id, bytes) or not isinstance(epoch, bytes):
-        raise ProtocolError("session.id and session.epoch must be bytes")
-    return id, epoch
+    return _bytes(session, "id", ID_BYTES), _bytes(session, "epoch", EPOCH_BYTES)
+
+
+def _bytes(session: Mapping[str, Any], key: str, size: int) -> bytes:
+    value = session.get(key)
+    if not isinstance(value, bytes) or len(value) != size:
+        raise ProtocolError(f"session.{key} must be {size} bytes")
+    return value
 
 
 def _decode(payload: bytes) -> Any:

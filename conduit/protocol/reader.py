@@ -138,7 +138,10 @@ class FrameReader(FrameWriter, ABC):
         self.forget()
 
     def forget(self) -> None:
-        """Forget the frame that is under way: the link that it came over is lost."""
+        """Forget the frame that is under way: the rest of it will never come.
+
+        A garbage collection must not find that its buffer is lent out.
+        """
         self._partial = b""
         self._missing = 0
         self.large: memoryview | None = None

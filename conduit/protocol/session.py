@@ -13,20 +13,24 @@ from collections.abc import Sequence
 from ..exceptions import ProtocolError
 from .frames import HEADER, HEADER_SIZE
 
-__all__ = ["ACK_BYTES", "ACK_FRAMES", "Session"]
+__all__ = ["ACK_BYTES", "ACK_FRAMES", "EPOCH_BYTES", "ID_BYTES", "Session"]
 
 ACK_FRAMES = 64
 """Sequenced frames after which the receiver acknowledges at once."""
 ACK_BYTES = 256 * 1024
 """Bytes after which the receiver acknowledges at once."""
+ID_BYTES = 16
+"""Bytes that name a session."""
+EPOCH_BYTES = 8
+"""Bytes that name the server process in which it lives."""
 
 
 class Session:
     """The numbers of both directions, and the outbox of one.
 
     Attributes:
-        id: 16 bytes that name the session.
-        epoch: 8 bytes that name the server process in which it lives.
+        id: What names the session, `ID_BYTES` long.
+        epoch: What names the server process in which it lives, `EPOCH_BYTES` long.
         sent: The highest number that this side has given out.
         received: The highest number that this side has accepted.
         reported: The highest number that this side has acknowledged.
@@ -67,6 +71,7 @@ class Session:
     def drop(self) -> None:
         """Forget what was not acknowledged: nobody will ask for it again."""
         self._outbox.clear()
+        self._forgotten = self._flushed
         self.outbox_bytes = 0
 
     def acknowledge(self, number: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, cast
 from typing_extensions import TypeVar
 
 from ..exceptions import ConnectionClosed, ConnectionLost, ProtocolError, Unavailable
-from ..protocol.cndt import CNDT
+from ..protocol.cndt import CNDT, State
 from ..protocol.events import (
     Acknowledged,
     Broken,
@@ -633,6 +633,7 @@ class Connection(Generic[S]):
         """
         if self._link is None and not self.handling:
             self._streams = None
+            self._protocol.forget()
             self._outlet.forget()
             self.inlet.forget()
             self._serving.forget()
@@ -648,7 +649,8 @@ class Connection(Generic[S]):
             else:
                 reason = "the peer went away without closing"
             error = ConnectionClosed(reason, code=CloseCode.ABNORMAL)
-            error.__cause__ = cause
+            if cause is not None:  # the frames of its traceback hold the buffer that was read to
+                error.__cause__ = cause.with_traceback(None)
             self._lose(error)
 
     def _lose(self, error: ConnectionClosed) -> None:
@@ -715,9 +717,10 @@ class Connection(Generic[S]):
         elif isinstance(event, Opened):
             self._meet(event.peer)
             self._open(event.peer)
-        else:
+        elif isinstance(event, Resumed) or self._protocol.state is not State.CLOSED:
             assert isinstance(event, Question)
             self._owner.asked(self, event)
+        # Otherwise the peer has gone on before it was answered, and the next event is the end.
 
     # Life.
 

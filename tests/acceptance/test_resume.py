@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from typing import Any
 
 import pytest
@@ -19,7 +20,21 @@ from conduit import (
     Status,
     Unavailable,
 )
-from tests.acceptance.raw import VERIFIER, Relay, dial
+from conduit.protocol.cndt import CNDT
+from tests.acceptance.raw import (
+    AUTH_CHALLENGE,
+    AUTH_RESPONSE,
+    CAPS,
+    CLOSE,
+    MESSAGE,
+    PING,
+    VERIFIER,
+    LoginRefused,
+    RawPeer,
+    Relay,
+    dial,
+    frame,
+)
 from tests.acceptance.support import new_client, new_server, until, within
 
 Heard = asyncio.Queue[Any]
@@ -400,3 +415,121 @@ async def test_a_dead_link_is_noticed_by_the_heartbeat_and_the_session_goes_on()
             await told(heard, "connect", "disconnect", "resume")
             assert client.connection is connection
             assert await within(client.rpc.add(a=1, b=2)) == 3
+
+
+RESUMING = {**CAPS, "feat": ["resume"]}
+
+
+def name_of(peer: RawPeer, received: int = 0) -> dict[str, Any]:
+    """Return what a client says of the session that it wants to go on with."""
+    session = peer.success["session"]
+    return {"id": session["id"], "epoch": session["epoch"], "recv": received}
+
+
+async def test_who_changes_links_is_not_one_too_many() -> None:
+    """The server has not noticed that the first link is dead, and there is no room to be away."""
+    server = new_server(limits=Limits(max_away=1, max_away_bytes=1000))
+    heard = watched(server)
+    async with server, Relay(server.address) as relay:
+        async with new_client(relay.address, reconnect_delay=100), dial(server.address) as first:
+            await told(heard, "connect")
+            (innocent,) = server.connections.values()
+            relay.unplug()
+            await told(heard, "away")
+            await first.login(caps=RESUMING)
+            await told(heard, "connect")
+            (connection,) = (one for one in server.connections.values() if not one.away)
+            await connection.send("news", bytes(2000))
+            async with dial(server.address) as second:
+                success = await second.login(caps=RESUMING, session=name_of(first))
+                assert success["session"]["resumed"] is True
+                await told(heard, "away", "return")
+                assert (await second.until(MESSAGE)).body == ["news", bytes(2000)]
+                assert await second.call("add", [1, 2]) == 3
+                assert innocent.away and not connection.away
+                assert await first.closed() is None
+
+
+async def test_a_login_that_breaks_the_rules_does_not_touch_the_session() -> None:
+    """What comes behind AUTH_RESPONSE before its time is an error, and the proof counts no more."""
+    server = new_server()
+    heard = watched(server)
+    async with server, dial(server.address) as first:
+        await first.login(caps=RESUMING)
+        await told(heard, "connect")
+        async with dial(server.address) as second:
+
+            async def hastily(data: bytes) -> None:
+                second.write(data + (frame(PING, 1) if data[5] == AUTH_RESPONSE else b""))
+
+            with pytest.raises(AssertionError, match="not a login frame"):
+                await second.login(caps=RESUMING, session=name_of(first), write=hastily)
+            assert [got.type for got in second.log] == [AUTH_CHALLENGE, CLOSE]
+            assert second.log[-1].body[0] == 1002
+        assert await first.call("add", [1, 2]) == 3
+        await told(heard)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"id": bytes(15)},
+        {"id": bytes(17)},
+        {"epoch": bytes(7)},
+        {"epoch": b""},
+        {"id": "0" * 16},
+        {"recv": -1},
+        {"recv": None},
+        {"recv": True},
+        {"recv": 1.0},
+    ],
+    ids=str,
+)
+async def test_a_session_that_cannot_be_is_a_bad_request(changed: dict[str, Any]) -> None:
+    server = new_server()
+    async with server, dial(server.address) as peer:
+        session = {"id": bytes(16), "epoch": bytes(8), "recv": 0, **changed}
+        with pytest.raises(LoginRefused) as refused:
+            await peer.login(session=session)
+        assert refused.value.body is not None
+        assert refused.value.body["code"] == "bad_request"
+
+
+async def test_logins_that_end_with_a_session_need_no_garbage_collection() -> None:
+    async with new_server() as server, Relay(server.address) as relay:
+        async with new_client(relay.address, reconnect_delay=0.001) as client:
+            gc.collect()
+            gc.disable()
+            try:
+                peers = sum(isinstance(one, CNDT) for one in gc.get_objects())
+                for attempts in range(1, 4):
+                    await relay.attempted(attempts)
+                    relay.cut()
+                    await until(lambda: client.connection.away)
+                    assert await within(client.rpc.add(a=1, b=2)) == 3
+                await until(lambda: not any(one.away for one in server.connections.values()))
+                # A timer may know the two of the last login yet.
+                assert sum(isinstance(one, CNDT) for one in gc.get_objects()) <= peers + 2
+            finally:
+                gc.enable()
+
+
+async def lose_a_large_frame() -> None:
+    """Cut a link in the middle of a large frame; what read it is part of a cycle."""
+    wide = Limits(max_payload=2**25, min_iterations=4096)
+    server = new_server(limits=wide)
+    async with server, Relay(server.address) as relay:
+        async with new_client(relay.address, reconnect_enabled=False, limits=wide) as client:
+            (connection,) = server.connections.values()
+            connection.state["knows"] = connection
+            sending = asyncio.ensure_future(client.send("news", bytes(2**24)))
+            await until(lambda: connection.protocol.large is not None)
+            relay.cut()
+            await within(asyncio.gather(sending, return_exceptions=True))
+            await until(lambda: connection.closed)
+
+
+async def test_a_large_frame_that_was_cut_leaves_nothing_to_complain_about() -> None:
+    """A garbage collection that finds its buffer lent out says so, which fails the test."""
+    await lose_a_large_frame()
+    gc.collect()

@@ -25,9 +25,12 @@ from conduit.protocol.events import (
 from conduit.protocol.frames import word
 from conduit.protocol.login import ANONYMOUS
 from conduit.protocol.scram import MECHANISM, MECHANISM_PLUS, transcript_digest
+from conduit.protocol.session import Session
 from tests.golden_frames import CLIENT_NONCE, ITERATIONS, SERVER_NONCE
 from tests.protocol.pair import (
+    EPOCH,
     HEARTBEAT,
+    SESSION_ID,
     Change,
     Frame,
     Pair,
@@ -250,6 +253,7 @@ def test_frames_queued_before_the_welcome_leave_behind_it() -> None:
 
 
 def welcome_keeping_the_session(server: CNDT) -> None:
+    server.session.id, server.session.epoch = SESSION_ID, EPOCH
     server.welcome(heartbeat=HEARTBEAT, name="conduit-server", version="1.0.0")
 
 
@@ -936,6 +940,7 @@ def test_nothing_else_is_said_before_the_login_is_done(state: State) -> None:
 )
 def test_the_heartbeat_of_the_server_holds_for_both(heartbeat: tuple[float, float]) -> None:
     def on_welcome(server: CNDT) -> None:
+        server.session = Session(SESSION_ID, EPOCH)
         server.welcome(heartbeat=heartbeat, name="x", version="1")
 
     pair = Pair(on_welcome=on_welcome).log_in()
