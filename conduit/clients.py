@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
+from .admission import Admission, Fault, Visit
 from .away import Away
 from .descriptors import ServerDescriptor
-from .exceptions import AuthenticationError, ConnectionClosed, RPCError
+from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError, RPCError
 from .hooks import Hooks
 from .peers import Peers
 from .protocol.events import RESUME, ResumeWanted, VerifierNeeded, WelcomeNeeded
-from .protocol.frames import CloseCode
+from .protocol.frames import CloseCode, OtherVersion
 from .protocol.session import EPOCH_BYTES, ID_BYTES, Session
 from .rpc.router import Router
 from .transport.background import Background
@@ -37,6 +39,13 @@ AFTERWARDS = 30.0
 """Seconds that message handlers have when their peer has sent and closed."""
 
 
+class _Joining(NamedTuple):
+    """A login that is under way, and what ends it when it takes too long."""
+
+    visit: Visit
+    timer: asyncio.TimerHandle
+
+
 class Clients:
     """The connections of one server.
 
@@ -50,6 +59,7 @@ class Clients:
         connected: The clients that are in, by connection id; those that are away as well.
         peers: The same by who has logged in.
         binding: The hash of the server's certificate, when there is one.
+        admission: Says which sockets may go on to log in.
     """
 
     def __init__(
@@ -65,18 +75,20 @@ class Clients:
         self.connected: dict[str, Connection] = {}
         self.peers = Peers()
         limits = descriptor.limits
+        self.admission = Admission(
+            most=limits.max_pending_logins,
+            most_per_source=limits.max_pending_per_address,
+            exempt=descriptor.exempt,
+            proxies=descriptor.proxies,
+        )
         self._away = Away(limits.max_away, limits.max_away_bytes)
-        self._joining: dict[Connection, asyncio.TimerHandle] = {}
+        self._joining: dict[Connection, _Joining] = {}
         self._surplus: set[Connection] = set()
         self._waiting: dict[Connection, asyncio.Task[None]] = {}
         self._telling: dict[Connection, asyncio.Task[None]] = {}
         self._background = Background(logger)
 
     # What the server calls.
-
-    def has_room(self, starting: int) -> bool:
-        """Whether another socket may log in, beside those for which TLS is being set up."""
-        return len(self._joining) + starting < self._descriptor.limits.max_pending_logins
 
     async def drain(self, grace: float, spared: asyncio.Task[Any] | None) -> None:
         """Refuse who is logging in, and end every connection; see `Connection.drain`."""
@@ -92,7 +104,7 @@ class Clients:
 
     # What the listener calls.
 
-    def connect(self, link: SocketLink, transport: asyncio.Transport) -> Connection:
+    def connect(self, visit: Visit, link: SocketLink, transport: asyncio.Transport) -> Connection:
         """Return the connection for a socket that was accepted; its login begins."""
         loop = asyncio.get_running_loop()
         descriptor = self._descriptor
@@ -103,21 +115,22 @@ class Clients:
             self._router,
             self._settings,
             first_id=ACCEPTING,
-            address=transport.get_extra_info("peername"),
+            address=visit.address,
         )
         linked = len(self.connected) - len(self._away)
         if linked + len(self._joining) >= descriptor.max_connections:
             self._surplus.add(connection)
-        self._joining[connection] = loop.call_later(
-            descriptor.limits.login_timeout, self._too_slow, connection
-        )
+        left = visit.since + descriptor.limits.login_timeout - time.monotonic()
+        timer = loop.call_later(left, self._too_slow, connection)
+        self._joining[connection] = _Joining(visit, timer)
         self._users.start_login(connection.protocol, self._settings.capabilities, self.binding)
         return connection
 
     def _too_slow(self, connection: Connection) -> None:
         seconds = self._descriptor.limits.login_timeout
         reason = f"the login took more than {seconds:g} s"
-        connection.fail(ConnectionClosed(reason), CloseCode.LOGIN_TIMEOUT, reason)
+        error = ConnectionClosed(reason, code=CloseCode.LOGIN_TIMEOUT)
+        connection.fail(error, error.code, reason)
 
     # What connections call.
 
@@ -138,9 +151,8 @@ class Clients:
             else:
                 self._wait(connection, self._look_up(connection, event.user))
         elif isinstance(event, ResumeWanted) and older is not None:
-            self._joining.pop(connection).cancel()
+            self._joined(connection)
             self._surplus.discard(connection)
-            self._waiting.pop(connection, None)
             connection.welcome_back(older, event.accepted, *self._named)
         else:
             assert isinstance(event, (WelcomeNeeded, ResumeWanted))
@@ -236,14 +248,20 @@ class Clients:
 
     def opened(self, connection: Connection) -> None:
         """Count a client in."""
-        self._joining.pop(connection).cancel()
-        self._waiting.pop(connection, None)
+        self._joined(connection)
         self.connected[connection.id] = connection
         if self._descriptor.duplicate == "replace":
             for older in self.peers.of(connection.identity):
                 self._replace(older)
         self.peers.add(connection)
         logger.info("%r logged in as %r", connection, connection.identity)
+
+    def _joined(self, connection: Connection) -> None:
+        """Know that a login is done."""
+        visit, timer = self._joining.pop(connection)
+        timer.cancel()
+        visit.end()
+        self._waiting.pop(connection, None)
 
     def _replace(self, older: Connection) -> None:
         reason = "replaced by a newer login"
@@ -284,11 +302,14 @@ class Clients:
         self._away.discard(connection)
         self._surplus.discard(connection)
         waiting = self._waiting.pop(connection, None)
+        kept_waiting = waiting is not None and not waiting.done()
         if waiting is not None and waiting is not asyncio.current_task():
             waiting.cancel()
-        timer = self._joining.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
+        joining = self._joining.pop(connection, None)
+        if joining is not None:
+            joining.timer.cancel()
+            # Whoever is kept waiting here has done nothing wrong, however it ends.
+            joining.visit.end(None if kept_waiting else _fault(error))
             logger.info("login from %s failed: %s", connection.address, error)
         if connection.handling:
             # Its peer has closed as it should, and what it sent before is still being handled.
@@ -297,3 +318,16 @@ class Clients:
             self.peers.discard(connection)
             logger.info("%r has gone: %s", connection, error)
             self._tell("client_disconnect", connection, connection.reason)
+
+
+def _fault(error: Exception) -> Fault | None:
+    """Say what was wrong with a login that has failed, if it is the client's fault."""
+    if isinstance(error, AuthenticationError):
+        if error.code in ("busy", "refused"):  # by this side
+            return None
+        return Fault.VIOLATION if error.code == "bad_request" else Fault.PASSWORD
+    if isinstance(error, ProtocolError) and not isinstance(error, OtherVersion):
+        return Fault.VIOLATION
+    if isinstance(error, ConnectionClosed) and error.code == CloseCode.LOGIN_TIMEOUT:
+        return Fault.SLOW
+    return Fault.SILENT

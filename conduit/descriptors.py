@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,6 +41,14 @@ def _hide(value: Any) -> Any:
 
 Secret = Annotated[SecretStr | str | None, BeforeValidator(_hide)]
 """Text that is never shown. A plain `str` is accepted; what is kept is always a `SecretStr`."""
+
+
+def _check_network(network: str) -> str:
+    ip_network(network)
+    return network
+
+
+Networks = tuple[Annotated[str, AfterValidator(_check_network)], ...]
 
 UserLookup = Callable[[str], Awaitable["str | None"]]
 """`await lookup(user)` returns the user's verifier, or None."""
@@ -98,7 +108,9 @@ class Limits(_Model):
         max_stream_bytes: The same in bytes.
         outbox_bytes: Unacknowledged bytes from which senders wait.
         login_timeout: Seconds from the connection to the end of the login, TLS included.
-        max_pending_logins: Server only. Connections that may be logging in at the same time.
+        max_pending_logins: Server only. Connections that may be logging in at the same time; from
+            half of them on, more and more are refused at random.
+        max_pending_per_address: Server only. Those of one address, or of one IPv6 /64.
         max_away: Server only. Sessions that are kept for clients which have lost their links; of
             more than that the oldest end.
         max_away_bytes: Server only. The same for what waits in them, in bytes.
@@ -116,6 +128,7 @@ class Limits(_Model):
     outbox_bytes: Annotated[int, Field(gt=0)] = 8 * 1024 * 1024
     login_timeout: Seconds = 10.0
     max_pending_logins: Annotated[int, Field(gt=0)] = 256
+    max_pending_per_address: Annotated[int, Field(gt=0)] = 32
     max_away: Annotated[int, Field(gt=0)] = 1000
     max_away_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
     min_iterations: Annotated[int, Field(ge=4096)] = 100_000
@@ -211,6 +224,11 @@ class ServerDescriptor(_Model):
         rpc_timeout: Default deadline in seconds of calls that the server makes; None for none.
         debug: Show callers the traceback of a handler that fails; for development only.
         tls: Certificates, or a context of your own; None serves plain TCP.
+        proxies: Networks, as "10.0.0.0/8", whose connections must begin with the header of the
+            PROXY protocol, version 1 or 2; what it says is the client's address. From anywhere else
+            no such header is accepted.
+        exempt: Networks to which nothing applies that is counted by address: the number of
+            logins at the same time, and penalties for those that fail.
         limits: What one connection may use.
     """
 
@@ -233,6 +251,8 @@ class ServerDescriptor(_Model):
     rpc_timeout: Seconds | None = 30.0
     debug: bool = False
     tls: TLS | ssl.SSLContext | None = None
+    proxies: Networks = ()
+    exempt: Networks = ("127.0.0.0/8", "::1/128")
     limits: Limits = Limits()
 
     _password = field_validator("password")(_check_password)

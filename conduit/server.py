@@ -295,14 +295,17 @@ class Server:
             listening.close()
             self._address = None
             raise
-        self._listener = Listener(listening, context, self._has_room, self._clients.connect)
+        self._listener = Listener(
+            listening,
+            context,
+            self._clients.admission,
+            self._clients.connect,
+            patience=descriptor.limits.login_timeout,
+        )
         if descriptor.watchdog is not None:
             loop = asyncio.get_running_loop()
             self._watchdog = Watchdog(loop, Shared.of(loop).handling, descriptor.watchdog)
         logger.info("%s listens on %s:%s", self.name, *self.address)
-
-    def _has_room(self) -> bool:
-        return self._clients.has_room(self._listener.starting if self._listener is not None else 0)
 
     def _check_exposure(self, address: Address) -> None:
         """Refuse to serve everybody without a password; warn about plain TCP."""

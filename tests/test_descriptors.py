@@ -32,6 +32,7 @@ def shown(error: BaseException) -> str:
 
 SECONDS_WRONG = [0, -1, "x", float("inf"), float("nan")]
 COUNT_WRONG = [0, -1, 1.5, "x", None]
+NETWORKS_WRONG = ["10.0.0.0/8", ["host.example"], ["10.0.0.1/8"], ["10.0.0.0/33"], [5], None]
 
 SERVER_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("name", ["x", "x" * 40, "größe"], ["", "x" * 41, 5, None]),
@@ -50,6 +51,8 @@ SERVER_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("rpc_timeout", [0.1, 30, None], SECONDS_WRONG),
     ("debug", [True, False], ["x", None]),
     ("tls", [None, TLS(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)], [True, "cert.pem", 5]),
+    ("proxies", [(), ("10.0.0.0/8", "fd00::/8", "192.0.2.7")], NETWORKS_WRONG),
+    ("exempt", [(), ("0.0.0.0/0", "::/0")], NETWORKS_WRONG),
     ("limits", [Limits(), {"max_calls": 5}], [None, 5, {"max_call": 5}, {"max_calls": 0}]),
 ]
 
@@ -82,6 +85,7 @@ LIMITS_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("outbox_bytes", [1, 2**40], [0, -1]),
     ("login_timeout", [0.1, 60], SECONDS_WRONG),
     ("max_pending_logins", [1, 10_000], COUNT_WRONG),
+    ("max_pending_per_address", [1, 10_000], COUNT_WRONG),
     ("max_away", [1, 10_000], COUNT_WRONG),
     ("max_away_bytes", [1, 2**40], COUNT_WRONG),
     ("min_iterations", [4096, 600_000], [4095, 0]),

@@ -21,7 +21,8 @@ PACKAGE = ROOT / "conduit"
 # own line or of those below. `conduit/__init__.py` gathers the public names and stands outside.
 LAYERS = [
     {"exceptions", "signatures"},
-    {"protocol.frames", "protocol.plain", "protocol.scram"},
+    {"penalties", "protocol.frames", "protocol.plain", "protocol.proxy", "protocol.scram"},
+    {"admission"},
     {"protocol.payload", "protocol.session", "protocol.events"},
     {"protocol.describe", "protocol.writer"},
     {"protocol.reader"},
@@ -33,6 +34,7 @@ LAYERS = [
         "transport.tls",
         "transport.keys",
         "transport.line",
+        "transport.proxied",
         "transport.pulse",
         "transport.settings",
         "transport.tasks",

@@ -10,12 +10,16 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from ..admission import Admission, Fault, Visit
 from ..descriptors import Address
+from ..exceptions import ProtocolError
 from .connection import Connection
 from .link import SocketLink
 from .loop import Shared
+from .proxied import read_proxy_header
 
 __all__ = ["Listener", "bind", "connect"]
 
@@ -25,13 +29,14 @@ BACKLOG = 4096
 AT_ONCE = 64
 """Sockets that are taken in one turn of the event loop."""
 TLS_TIMEOUT = 5.0
-"""Seconds for the TLS handshake of a client."""
+"""Seconds for the TLS handshake of a client, and before it for the header of its proxy."""
 EXHAUSTED_PAUSE = 1.0
 """Seconds to wait when the process has no descriptor left for a new connection."""
 
 _RESET = struct.pack("ii", 1, 0)
 
 MakeConnection = Callable[[SocketLink, asyncio.Transport], Connection]
+Welcome = Callable[[Visit, SocketLink, asyncio.Transport], Connection]
 
 
 async def bind(address: Address, *, ipv6: bool) -> socket.socket:
@@ -67,38 +72,42 @@ class Listener:
     Args:
         listening: The socket.
         tls: The context of a TLS server, or None.
-        admit: Whether one more socket may be taken now.
-        make: Makes the connection of an accepted socket.
+        admission: Counts the sockets, and refuses those that are too many.
+        make: Makes the connection of an accepted socket, and ends its visit.
+        patience: Seconds for what comes before the login: the header of a proxy, and TLS.
     """
 
     def __init__(
         self,
         listening: socket.socket,
         tls: ssl.SSLContext | None,
-        admit: Callable[[], bool],
-        make: MakeConnection,
+        admission: Admission,
+        make: Welcome,
+        *,
+        patience: float = TLS_TIMEOUT,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = listening
         self._tls = tls
-        self._admit = admit
+        self._admission = admission
         self._make = make
+        self._patience = min(patience, TLS_TIMEOUT)
         self._shared = Shared.of(self._loop)
-        self._starting: set[asyncio.Task[None]] = set()
-        self._accepted: set[socket.socket] = set()
+        self._starting: dict[asyncio.Task[None], Visit] = {}
+        self._accepted: dict[socket.socket, Visit] = {}
         self._paused: asyncio.TimerHandle | None = None
         self._loop.add_reader(listening, self._accept)
 
     @property
     def starting(self) -> int:
-        """Sockets that are taken but have no connection yet, because TLS is on its way."""
+        """Sockets that are taken but have no connection yet: their proxy is to speak, or TLS."""
         return len(self._starting)
 
     def _accept(self) -> None:
         """Take the sockets that wait; no task, so that a cancelled one cannot lose any."""
         for _ in range(AT_ONCE):
             try:
-                accepted, _ = self._socket.accept()
+                accepted, address = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
@@ -107,31 +116,52 @@ class Listener:
                 self._paused = self._loop.call_later(EXHAUSTED_PAUSE, self._go_on)
                 return
             accepted.setblocking(False)
-            if not self._admit():
-                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                accepted.close()
+            visit = self._admission.enter(address)
+            if visit is None:
+                _reset(accepted)
                 continue
-            self._accepted.add(accepted)
-            task = self._loop.create_task(self._start(accepted))
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            self._accepted[accepted] = visit
+            task = self._loop.create_task(self._start(accepted, visit))
+            self._starting[task] = visit
+            task.add_done_callback(self._starting.pop)
 
     def _go_on(self) -> None:
         self._paused = None
         self._loop.add_reader(self._socket, self._accept)
 
-    async def _start(self, accepted: socket.socket) -> None:
-        self._accepted.discard(accepted)  # from here on asyncio owns it
+    async def _start(self, accepted: socket.socket, visit: Visit) -> None:
+        if visit.proxied and not await self._reveal(accepted, visit):
+            return
+        del self._accepted[accepted]  # from here on asyncio owns it
         try:
             await self._loop.connect_accepted_socket(
-                lambda: SocketLink(self._shared, self._make),
+                lambda: SocketLink(self._shared, partial(self._make, visit)),
                 accepted,
                 ssl=self._tls,
-                ssl_handshake_timeout=TLS_TIMEOUT if self._tls is not None else None,
+                ssl_handshake_timeout=self._patience if self._tls is not None else None,
             )
         except (OSError, ssl.SSLError) as exc:
             logger.info("a client did not complete the TLS handshake: %s", exc)
+            visit.end(_tls_fault(exc))
             accepted.close()
+        except asyncio.CancelledError:
+            visit.end()
+            raise
+
+    async def _reveal(self, accepted: socket.socket, visit: Visit) -> bool:
+        """Let a proxy say whose socket this is; False if the socket was closed."""
+        try:
+            source = await asyncio.wait_for(read_proxy_header(accepted), self._patience)
+        except (OSError, ProtocolError, asyncio.TimeoutError) as exc:
+            why = str(exc) or f"no PROXY header came within {self._patience:g} s"
+            logger.warning("a connection of the proxy %s is closed: %s", visit.address[0], why)
+        else:
+            if visit.reveal(source):
+                return True
+        del self._accepted[accepted]
+        visit.end()
+        _reset(accepted)
+        return False
 
     async def close(self) -> None:
         """Stop listening; connections that are up stay so."""
@@ -141,13 +171,33 @@ class Listener:
             self._paused.cancel()
         else:
             self._loop.remove_reader(self._socket)
-        if self._tls is not None:  # without TLS they are done in a moment
-            for task in self._starting:
+        for task, visit in self._starting.items():
+            if visit.proxied or self._tls is not None:  # the others are done in a moment
                 task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        for accepted in self._accepted:  # tasks that were cancelled before their first step
+        for accepted, visit in self._accepted.items():  # asyncio does not own them yet
+            visit.end()
             accepted.close()
+        self._accepted.clear()
         self._socket.close()
+
+
+def _reset(accepted: socket.socket) -> None:
+    """Close a socket without a goodbye, which leaves nothing behind in the kernel."""
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    accepted.close()
+
+
+def _tls_fault(exc: OSError) -> Fault:
+    """Say what was wrong with a client whose TLS handshake failed.
+
+    One that does not trust the certificate has done nothing that it should not.
+    """
+    if isinstance(exc, ConnectionAbortedError):  # asyncio's word for a handshake that takes long
+        return Fault.SLOW
+    if isinstance(exc, ssl.SSLError) and "ALERT" not in (exc.reason or "ALERT"):
+        return Fault.VIOLATION
+    return Fault.SILENT
 
 
 async def connect(

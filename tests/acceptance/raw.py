@@ -418,9 +418,33 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 @contextlib.asynccontextmanager
-async def dial(address: tuple[str, int]) -> AsyncIterator[RawPeer]:
-    """Connect to a server; nothing is sent yet."""
-    reader, writer = await asyncio.wait_for(asyncio.open_connection(*address), TIMEOUT)
+async def dial(
+    address: tuple[str, int],
+    *,
+    source: str | None = None,
+    header: bytes = b"",
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[RawPeer]:
+    """Connect to a server; nothing is sent yet.
+
+    `source` is the address to come from, `header` what stands before everything else, TLS included.
+    """
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if source is not None:
+            sock.bind((source, 0))
+        loop = asyncio.get_running_loop()
+        await asyncio.wait_for(loop.sock_connect(sock, address), TIMEOUT)
+        await loop.sock_sendall(sock, header)
+        opening = asyncio.open_connection(
+            sock=sock, ssl=tls, server_hostname="localhost" if tls is not None else None
+        )
+        reader, writer = await asyncio.wait_for(opening, TIMEOUT)
+    except BaseException:
+        sock.close()
+        raise
     peer = RawPeer(reader, writer)
     try:
         yield peer

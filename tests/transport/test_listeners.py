@@ -7,11 +7,12 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from conduit.admission import Admission, Visit
 from conduit.descriptors import Address
 from conduit.transport.connection import Connection
 from conduit.transport.listeners import Listener, bind, connect
@@ -21,6 +22,10 @@ from tests.transport.pair import Side, settings, turns, until, within
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
 
 
+def admitting(most: int = 256, proxies: tuple[str, ...] = ()) -> Admission:
+    return Admission(most=most, most_per_source=most, exempt=["127.0.0.0/8"], proxies=proxies)
+
+
 @contextlib.asynccontextmanager
 async def listening(
     host: str = "127.0.0.1",
@@ -28,18 +33,19 @@ async def listening(
     ipv6: bool = False,
     port: int = 0,
     tls: ssl.SSLContext | None = None,
-    admit: Callable[[], bool] = lambda: True,
+    admission: Admission | None = None,
 ) -> AsyncIterator[tuple[Address, list[Side], Listener]]:
     """Give an address, the sides that are made for whoever connects, and the listener."""
     sides: list[Side] = []
 
-    def make(link: Any, transport: Any) -> Connection:
+    def make(visit: Visit, link: Any, transport: Any) -> Connection:
+        visit.end()
         sides.append(Side(settings(), accepting=True))
         return sides[-1].connection
 
     bound = await bind(Address(host=host, port=port), ipv6=ipv6)
     address = Address(host=host, port=bound.getsockname()[1])
-    listener = Listener(bound, tls, admit, make)
+    listener = Listener(bound, tls, admission or admitting(), make)
     try:
         yield address, sides, listener
     finally:
@@ -108,7 +114,7 @@ async def test_a_listener_that_is_closed_leaves_its_connections_alone() -> None:
 
 
 async def test_who_is_not_admitted_is_cut_off_at_once() -> None:
-    async with listening(admit=lambda: False) as (address, sides, _):
+    async with listening(admission=admitting(0)) as (address, sides, _):
         with socket.create_connection((address.host, address.port)) as peer:
             peer.setblocking(False)
             with pytest.raises(ConnectionResetError):
@@ -117,12 +123,15 @@ async def test_who_is_not_admitted_is_cut_off_at_once() -> None:
 
 
 async def test_one_that_is_admitted_later_gets_in() -> None:
-    answers = [False, True]
-    async with listening(admit=lambda: answers.pop(0)) as (address, sides, _):
+    admission = admitting(1)
+    first = admission.enter(("127.0.0.1", 1))
+    assert first is not None
+    async with listening(admission=admission) as (address, sides, _):
         with socket.create_connection((address.host, address.port)) as peer:
             peer.setblocking(False)
             with pytest.raises(ConnectionResetError):
                 await within(asyncio.get_running_loop().sock_recv(peer, 1))
+        first.end()
         client = await dial(address)
         assert len(sides) == 1
         await within(client.connection.close())
@@ -149,18 +158,14 @@ async def test_to_close_closes_the_sockets_that_are_not_connections_yet(
     tls: bool, wait: int
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
-    taken = asyncio.Event()
-
-    def admit() -> bool:
-        taken.set()
-        return True
-
-    async with listening(tls=context, admit=admit) as (address, _, listener):
+    admission = admitting()
+    async with listening(tls=context, admission=admission) as (address, _, listener):
         with socket.create_connection((address.host, address.port)) as peer:
             peer.setblocking(False)
-            await taken.wait()
+            await until(lambda: listener.starting)
             await turns(wait)
             await within(listener.close())
+            assert admission.visits == 0
             if tls:  # without it, a socket is a connection at once
                 assert listener.starting == 0
                 with contextlib.suppress(ConnectionResetError):
@@ -172,7 +177,7 @@ async def test_a_socket_that_cannot_accept_is_logged_and_can_be_closed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bound = await bind(Address(host="127.0.0.1", port=0), ipv6=False)
-    listener = Listener(bound, None, lambda: True, lambda link, transport: None)  # type: ignore[arg-type, return-value]
+    listener = Listener(bound, None, admitting(), lambda *_: None)  # type: ignore[arg-type]
     await turns()
     bound.shutdown(socket.SHUT_RDWR)  # as good as a process that has no descriptor left
     await until(lambda: "cannot accept a connection" in caplog.text)
