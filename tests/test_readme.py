@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import logging
 import re
 import socket
 import sys
@@ -140,11 +141,12 @@ async def listening(task: asyncio.Task[None], ports: list[int]) -> None:
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     """A module for the code of a page, known by name as Pydantic wants it for annotations."""
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    return module
+    yield module
+    logging.getLogger("conduit").setLevel(logging.NOTSET)  # a page shows how it is set
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -56,6 +56,9 @@ logger = logging.getLogger("conduit.connection")
 CANCEL_TIME = 1.0
 """Seconds that handlers have for their clean-up when they are cancelled at the end of a drain."""
 
+KERNEL_PATIENCE = 1.5
+"""Heartbeat timeouts after which the kernel gives up by itself a peer that takes nothing."""
+
 CONNECTING, ACCEPTING = 1, 2
 """The first correlation id of either side."""
 
@@ -482,6 +485,7 @@ class Connection(Generic[S]):
             self._expiry = None
         self._link, self.address = link, other.address
         link.carry(self)
+        link.give_up_after(KERNEL_PATIENCE * self._pulse.timeout)
         self._outlet.use(link)
         self._shared.join(self)
         self._pulse.heard = True
@@ -733,6 +737,8 @@ class Connection(Generic[S]):
     def _open(self, peer: Peer) -> None:
         self._opened = True
         self._pulse.interval, self._pulse.timeout = peer.heartbeat
+        if self._link is not None:
+            self._link.give_up_after(KERNEL_PATIENCE * self._pulse.timeout)
         self._shared.join(self)
         self._calls.opened(peer.capabilities)
         self._owner.opened(self)

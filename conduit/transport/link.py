@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import socket
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -14,10 +17,20 @@ __all__ = ["SocketLink"]
 
 WRITE_BUFFER = 64 * 1024
 """Bytes in the transport's buffer from which senders wait."""
+UNSENT_IN_KERNEL = 128 * 1024
+"""Bytes that the kernel keeps beside those on their way. It would take megabytes, and hide for
+seconds that a peer does not keep up.
+"""
 LINGER = 1.0
 """Seconds that the peer has to close its side once it has been sent everything."""
 STALLED = 5.0
 """Seconds without progress after which a peer that does not read the rest is given up."""
+
+
+# None where the platform has no such thing.
+_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+_USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)
+_INT_MAX: Final = 2**31 - 1
 
 
 class _Nobody:
@@ -75,6 +88,7 @@ class SocketLink(asyncio.BufferedProtocol):
         """Take the transport and start the connection."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self._set_option(_NOTSENT_LOWAT, UNSENT_IN_KERNEL)
         connection = self._connect(self, self._transport)
         self.carry(connection)
         connection.link_made(self)
@@ -116,7 +130,23 @@ class SocketLink(asyncio.BufferedProtocol):
         """Pass on that the buffer has room."""
         self._connection.resume_writing()
 
+    def _set_option(self, option: int | None, value: int) -> None:
+        """Set an option of TCP where there is such a thing; a peer may have reset the socket."""
+        sock = self._transport.get_extra_info("socket")
+        if option is not None and sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
     # What the connection calls.
+
+    def give_up_after(self, seconds: float) -> None:
+        """Have the kernel give up a peer that has taken nothing for so long.
+
+        The heartbeat notices sooner. But when this side has closed, and the peer does not read the
+        rest, the kernel alone is left, which would keep it for many minutes.
+        """
+        if seconds != math.inf:
+            self._set_option(_USER_TIMEOUT, min(round(seconds * 1000), _INT_MAX))
 
     def carry(self, connection: Connection) -> None:
         """Hand what comes to this connection from now on."""

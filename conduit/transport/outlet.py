@@ -40,6 +40,9 @@ class Link(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def give_up_after(self, seconds: float) -> None:
+        """Give up by itself a peer that has taken nothing for so long, or never for infinity."""
+
     def carry(self, connection: Any) -> None:
         """Hand what comes to this connection from now on."""
 
@@ -61,6 +64,9 @@ class _Nowhere:
         """Do nothing."""
 
     def abort(self) -> None:
+        """Do nothing."""
+
+    def give_up_after(self, seconds: float) -> None:
         """Do nothing."""
 
     def carry(self, connection: Any) -> None:

@@ -188,6 +188,9 @@ class MemoryLink:
         self._finished = True
         self._move_soon()
 
+    def give_up_after(self, seconds: float) -> None:
+        """Leave it to the heartbeat."""
+
     def carry(self, connection: Connection) -> None:
         self.connection = connection
 
