@@ -129,7 +129,7 @@ class Clients:
     def _too_slow(self, connection: Connection) -> None:
         seconds = self._descriptor.limits.login_timeout
         reason = f"the login took more than {seconds:g} s"
-        error = ConnectionClosed(reason, code=CloseCode.LOGIN_TIMEOUT)
+        error = ConnectionClosed(reason, code=CloseCode.TOO_LATE)
         connection.fail(error, error.code, reason)
 
     # What connections call.
@@ -328,6 +328,6 @@ def _fault(error: Exception) -> Fault | None:
         return Fault.VIOLATION if error.code == "bad_request" else Fault.PASSWORD
     if isinstance(error, ProtocolError) and not isinstance(error, OtherVersion):
         return Fault.VIOLATION
-    if isinstance(error, ConnectionClosed) and error.code == CloseCode.LOGIN_TIMEOUT:
+    if isinstance(error, ConnectionClosed) and error.code == CloseCode.TOO_LATE:
         return Fault.SLOW
     return Fault.SILENT

@@ -91,7 +91,7 @@ class CloseCode(enum.IntEnum):
     BAD_PAYLOAD = 4400
     LOGIN_FAILED = 4401
     REFUSED = 4403
-    LOGIN_TIMEOUT = 4408
+    TOO_LATE = 4408
     FLOOD = 4420
     TOO_SLOW = 4421
     HEARTBEAT_TIMEOUT = 4422

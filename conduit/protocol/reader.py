@@ -113,6 +113,7 @@ class FrameReader(FrameWriter, ABC):
     __slots__ = (
         "_allocate",
         "_apart",
+        "_cut",
         "_ends_in",
         "_filled",
         "_heard_bytes",
@@ -144,6 +145,7 @@ class FrameReader(FrameWriter, ABC):
         """
         self._partial = b""
         self._missing = 0
+        self._cut = 0
         self.large: memoryview | None = None
         self._filled = 0
         self._ends_in = 0
@@ -271,6 +273,7 @@ class FrameReader(FrameWriter, ABC):
             else:
                 if start < end:
                     self._partial = bytes(data[start:])
+                    self._cut += 1
                     if not MAGIC.startswith(self._partial[:4]):
                         raise not_conduit()
                     self._missing = HEADER_SIZE - (end - start)
@@ -293,6 +296,7 @@ class FrameReader(FrameWriter, ABC):
     def _wait_for(self, data: bytes | memoryview, start: int, size: int) -> None:
         """Keep the first part of a frame of `size` bytes."""
         rest = bytes(data[start:])
+        self._cut += 1
         if size <= BUFFERED:
             self._partial = rest
             self._missing = size - len(rest)
@@ -351,6 +355,17 @@ class FrameReader(FrameWriter, ABC):
         if not self.inflates:
             raise ProtocolError("a compressed payload, which this side has not offered to inflate")
         return inflate(payload, min(self.max_payload, COMPRESS_MOST))
+
+    @property
+    def unfinished(self) -> tuple[int, int]:
+        """Which frame has come in part, counted among those that did, and how many bytes of it.
+
+        (0, 0) when there is none.
+        """
+        if self.large is None and not self._partial:
+            return 0, 0
+        apart = self.large is not None or self._apart is not None
+        return self._cut, len(self._partial) + (self._filled if apart else 0)
 
     def eof(self) -> bool:
         """Say whether the peer's end of file cut a frame in two."""

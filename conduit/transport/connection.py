@@ -41,7 +41,7 @@ from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
 from .outlet import Link, Outlet
 from .pings import Pings
-from .pulse import Pulse
+from .pulse import FRAME_RATE, FRAME_TIME, Pulse
 from .serving import Routes, Serving
 from .settings import Settings
 from .stream import Check
@@ -55,6 +55,9 @@ logger = logging.getLogger("conduit.connection")
 
 CANCEL_TIME = 1.0
 """Seconds that handlers have for their clean-up when they are cancelled at the end of a drain."""
+
+SPARE_CANCELS = 1000
+"""CANCELs that a peer may send beyond the number of its other frames."""
 
 KERNEL_PATIENCE = 1.5
 """Heartbeat timeouts after which the kernel gives up by itself a peer that takes nothing."""
@@ -104,6 +107,7 @@ class Connection(Generic[S]):
 
     __slots__ = (
         "_calls",
+        "_cancels",
         "_ended",
         "_error",
         "_expiry",
@@ -175,6 +179,7 @@ class Connection(Generic[S]):
             self._sweep,
             shared.handling,
             limit=settings.capabilities.calls,
+            limit_of_all=settings.running,
             messages=settings.capabilities.window[0],
             debug=settings.debug,
         )
@@ -202,6 +207,7 @@ class Connection(Generic[S]):
             self._messages,
         )
         self._pings: Pings | None = None
+        self._cancels = 0
         self._error: ConnectionClosed | None = None
         self._opened = False
         self._link: Link | None = None
@@ -695,6 +701,7 @@ class Connection(Generic[S]):
         if type == FrameType.RPC_ERROR:
             return self._calls.refused(id, payload)
         if type == FrameType.CANCEL:
+            self._count_cancel()
             if not self._serving.cancel(id):
                 self._messages.cancel(id)
         elif type == FrameType.STREAM_CREDIT and id == 0:
@@ -702,6 +709,13 @@ class Connection(Generic[S]):
         elif type != FrameType.GOAWAY and self._streams is not None:
             self._streams.receive(type, id, payload)
         return False
+
+    def _count_cancel(self) -> None:
+        """Refuse to go on with a peer that cancels more than it has sent."""
+        self._cancels += 1
+        if self._cancels - SPARE_CANCELS > self._protocol.session.received - self._cancels:
+            text = f"{self._cancels} cancels, and fewer frames that they could be for"
+            raise ProtocolError(text, close_code=CloseCode.FLOOD)
 
     def happened(self, event: Event) -> None:
         """Handle what is no frame: the login, the end, what the peer has acknowledged."""
@@ -762,6 +776,12 @@ class Connection(Generic[S]):
         """Look after the connection, several times in each heartbeat interval."""
         if not self._opened or self._error is not None:
             return
+        if self._pulse.drips(now, *self._protocol.unfinished, judge=judge):
+            text = (
+                f"a frame took more than {FRAME_TIME:g} s, at less than {FRAME_RATE} bytes a second"
+            )
+            self._give_up(ConnectionClosed(text, code=CloseCode.TOO_LATE))
+            return
         needed = self._pulse.look(now, self._outlet.unsent(), judge=judge)
         if needed == "ping":
             self._protocol.ping(0)
@@ -774,12 +794,15 @@ class Connection(Generic[S]):
             timeout = self._pulse.timeout
             silence = f"no sign of life from the peer for {timeout:g} s (heartbeat_timeout)"
             reason = f"{silence}; {self._shared.account(timeout)}"
-            logger.warning("%r: %s", self, reason)
-            error = ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT)
-            if self.keeps:
-                self._detach(error)
-            else:
-                self._close(error, abort=True)
+            self._give_up(ConnectionClosed(reason, code=CloseCode.HEARTBEAT_TIMEOUT))
+
+    def _give_up(self, error: ConnectionClosed) -> None:
+        """Give up a link that is of no use any more."""
+        logger.warning("%r: %s", self, error)
+        if self.keeps:
+            self._detach(error)
+        else:
+            self._close(error, abort=True)
 
     def _close(
         self, error: ConnectionClosed, cause: Exception | None = None, *, abort: bool = False

@@ -6,6 +6,11 @@ from typing import Literal
 
 __all__ = ["Pulse"]
 
+FRAME_TIME = 30.0
+"""Seconds that the peer has for a frame, however small."""
+FRAME_RATE = 1024
+"""Bytes a second that have to come of one that takes longer."""
+
 Look = Literal["fine", "ping", "stuck", "dead"]
 """`stuck` is a peer that lives, but takes nothing of what waits for it."""
 
@@ -22,7 +27,18 @@ class Pulse:
         timeout: Seconds of silence after which the peer counts as dead.
     """
 
-    __slots__ = ("_next_ping", "_since", "_stuck_since", "_unsent", "heard", "interval", "timeout")
+    __slots__ = (
+        "_frame",
+        "_frame_since",
+        "_frame_size",
+        "_next_ping",
+        "_since",
+        "_stuck_since",
+        "_unsent",
+        "heard",
+        "interval",
+        "timeout",
+    )
 
     def __init__(self, interval: float, timeout: float) -> None:
         self.interval = interval
@@ -32,6 +48,9 @@ class Pulse:
         self._stuck_since = 0.0
         self._next_ping = 0.0
         self._unsent = 0
+        self._frame = 0
+        self._frame_since = 0.0
+        self._frame_size = 0
 
     def look(self, now: float, unsent: int, *, judge: bool) -> Look:
         """Say what is to be done; to be called several times in each interval.
@@ -57,3 +76,22 @@ class Pulse:
             self._next_ping = now + self.interval / 4
             return "ping"
         return "fine"
+
+    def drips(self, now: float, frame: int, size: int, *, judge: bool) -> bool:
+        """Whether the peer sends a frame so slowly that it does nothing but hold memory.
+
+        One that sends nothing at all is not meant here: it is silent.
+
+        Args:
+            now: As above.
+            frame: Which frame has come in part; 0 for none.
+            size: Bytes of it that have come.
+            judge: As above.
+        """
+        if not frame or frame != self._frame or not judge:
+            self._frame, self._frame_since, self._frame_size = frame, now, size
+        if size == self._frame_size:
+            return False
+        self._frame_size = size
+        seconds = now - self._frame_since
+        return seconds >= FRAME_TIME and size < seconds * FRAME_RATE

@@ -103,6 +103,8 @@ class Serving:
         sweep: Watches the deadlines.
         handling: The handlers that run on the loop.
         limit: Calls that may run at once.
+        limit_of_all: Handlers on the event loop, whoever they run for, from which calls are refused
+            beyond the first of this peer.
         messages: Messages that the peer may send before any was handled.
         debug: Whether the peer is shown the tracebacks of handlers that fail.
 
@@ -120,6 +122,7 @@ class Serving:
         "_held_bytes",
         "_held_calls",
         "_limit",
+        "_limit_of_all",
         "_loop",
         "_methods",
         "_most_held",
@@ -149,6 +152,7 @@ class Serving:
         handling: Handling,
         *,
         limit: int,
+        limit_of_all: int,
         messages: int,
         debug: bool,
     ) -> None:
@@ -162,6 +166,7 @@ class Serving:
         self._sweep = sweep
         self.handling = handling
         self._limit = limit
+        self._limit_of_all = limit_of_all
         self._most_held = limit + messages
         self.debug = debug
         self.draining = 0.0
@@ -244,6 +249,11 @@ class Serving:
         ):
             self.check_held()
             self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
+            return True
+        if len(self.handling.suspended) >= self._limit_of_all:
+            self.check_held()
+            most = f"{self._limit_of_all} handlers (max_running)"
+            self.refuse(id, Overloaded(f"{most} are running here already, for all peers together"))
             return True
         return False
 

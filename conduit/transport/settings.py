@@ -17,6 +17,7 @@ class Settings:
     Attributes:
         capabilities: What the peer is told at login.
         timeout: Seconds that a call has by default, or None.
+        running: Handlers on the event loop from which calls are refused.
         outbox_bytes: Unacknowledged bytes from which senders wait.
         debug: Whether the peer is shown the tracebacks of handlers that fail.
         backpressure: Whether senders wait at all, or are refused.
@@ -25,6 +26,7 @@ class Settings:
 
     capabilities: Capabilities
     timeout: float | None
+    running: int
     outbox_bytes: int
     backpressure: bool
     debug: bool
@@ -47,6 +49,7 @@ class Settings:
                 ttl=0 if timeout is None else max(1, round(timeout * 1000)),
             ),
             timeout=timeout,
+            running=limits.max_running,
             outbox_bytes=limits.outbox_bytes,
             backpressure=descriptor.enable_backpressure,
             debug=descriptor.debug,

@@ -40,7 +40,12 @@ CAPABILITIES: Final = Capabilities(
     frame_max=2000, features=frozenset({"zlib"}), calls=4, window=(6, 4000), stream=(8, 2000)
 )
 SETTINGS: Final = Settings(
-    capabilities=CAPABILITIES, timeout=None, outbox_bytes=4000, backpressure=True, debug=False
+    capabilities=CAPABILITIES,
+    timeout=None,
+    running=1000,
+    outbox_bytes=4000,
+    backpressure=True,
+    debug=False,
 )
 S, R, C = SEQUENCED, REPLY, COMPRESSED
 KINDS: Final = (
@@ -100,6 +105,8 @@ class Link:
     def abort(self) -> None: ...
 
     def carry(self, connection: Connection) -> None: ...
+
+    def give_up_after(self, seconds: float) -> None: ...
 
     def abandon(self) -> None: ...
 

@@ -79,6 +79,7 @@ def run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 def settings(
     *,
     calls: int = 256,
+    running: int = 10_000,
     window: tuple[int, int] = (256, 1024 * 1024),
     stream: tuple[int, int] = (4096, 256 * 1024),
     frame_max: int = 1024 * 1024,
@@ -100,6 +101,7 @@ def settings(
             ttl=0 if timeout is None else round(timeout * 1000),
         ),
         timeout=timeout,
+        running=running,
         outbox_bytes=outbox_bytes,
         backpressure=backpressure,
         heartbeat=heartbeat,

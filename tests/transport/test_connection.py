@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from conduit.descriptors import ServerDescriptor
 from conduit.exceptions import ConnectionClosed, ConnectionLost, Overloaded
 from conduit.protocol.cndt import PINGS
-from conduit.protocol.frames import CloseCode, FrameType
+from conduit.protocol.frames import HEADER, SEQUENCED, CloseCode, FrameType, word
 from conduit.transport.connection import Connection
 from conduit.transport.pulse import Pulse
 from tests.transport.pair import Pair, Side, SocketPair, settings, turns, until, within
@@ -404,6 +404,47 @@ async def test_bytes_that_the_peer_takes_are_a_sign_of_life() -> None:
         assert pair.client.connection.closed
         pair.client.link.flow()
         pair.server.link.flow()
+
+
+@pytest.mark.parametrize("size, step, ends", [(60, 1, 31), (100_000, 600, 31), (10**6, 2000, 0)])
+async def test_a_frame_that_drips_in_ends_the_link(size: int, step: int, ends: int) -> None:
+    async with Pair(server=settings(heartbeat=(100.0, 300.0))) as pair:
+        inlet, second = pair.server.connection.inlet, 0
+        sent = HEADER.pack(word(FrameType.RPC_REQUEST, SEQUENCED), size, 1, 0, 1) + bytes(size)
+        for at in range(0, 100 * step, step):
+            piece = sent[at : at + step]
+            buffered = pair.server.connection.protocol.buffer()
+            if buffered is None:
+                inlet.receive(piece)
+            else:
+                buffered[: len(piece)] = piece
+                inlet.buffer_filled(len(piece))
+            second = at // step
+            beat(pair.server, second)
+            if pair.server.connection.closed:
+                break
+        if ends:
+            assert second in (ends - 1, ends, ends + 1)
+            reason = await closed(pair.server)
+            assert reason.code == CloseCode.TOO_LATE
+            assert "a frame took more than 30 s" in str(reason)
+        else:
+            assert not pair.server.connection.closed
+
+
+async def test_a_frame_that_comes_no_further_is_the_heartbeats_business() -> None:
+    async with Pair(server=settings(heartbeat=(100.0, 300.0))) as pair:
+        header = HEADER.pack(word(FrameType.RPC_REQUEST, SEQUENCED), 1000, 1, 0, 1)
+        pair.server.connection.inlet.receive(header)
+        beat(pair.server, 0, 60, 120)
+        pair.server.connection.inlet.receive(bytes(10))
+        beat(pair.server, 180, judge=False)
+        pair.server.connection.inlet.receive(bytes(10))
+        beat(pair.server, 200)
+        assert not pair.server.connection.closed, "this side had stalled, so the time began anew"
+        pair.server.connection.inlet.receive(bytes(10))
+        beat(pair.server, 211)
+        assert pair.server.connection.closed
 
 
 async def test_nobody_is_judged_after_a_stall_of_the_loop() -> None:
