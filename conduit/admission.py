@@ -1,7 +1,8 @@
 """Who may try to log in: counted when a socket is accepted, before TLS and before any byte is read.
 
 A connection that has not logged in is a visit. There may be so many of them in all and so many from
-one address. A visit that fails is held against its address, one that succeeds never is, so any
+one address. When there are many, somebody has to go: whoever has been silent for longest, or else
+the newcomer. A visit that fails is held against its address, one that succeeds never is, so any
 number of clients with the right password may share an address.
 """
 
@@ -35,6 +36,9 @@ class Fault(enum.Enum):
 SECONDS = {Fault.PASSWORD: 5.0, Fault.VIOLATION: 10.0, Fault.SLOW: 10.0, Fault.SILENT: 1.0}
 """What each fault adds to the penalty of its address; the numbers are those of OpenSSH 9.8."""
 
+PATIENCE = 0.25
+"""Seconds that every visit has to say something, however many others come."""
+
 
 class _Networks:
     """A list of networks, asked whether an address lies in one of them."""
@@ -53,15 +57,17 @@ class Visit:
         address: Where it comes from; what a proxy says once it has said it.
         proxied: Whether a proxy is to say first where it comes from.
         since: When it was accepted, by the clock of its `Admission`.
+        close: Closes its socket; set by whoever has it.
     """
 
-    __slots__ = ("_admission", "_ended", "_source", "address", "proxied", "since")
+    __slots__ = ("_admission", "_ended", "_source", "address", "close", "proxied", "since")
 
     def __init__(self, admission: Admission, address: Any, since: float, *, proxied: bool) -> None:
         self._admission = admission
         self._source: bytes | None = None
         self._ended = False
         self.address = address
+        self.close: Callable[[], object] = _nothing
         self.proxied = proxied
         self.since = since
 
@@ -78,6 +84,10 @@ class Visit:
         self.address = address
         return self._admission.count(self)
 
+    def spoke(self) -> None:
+        """Know that the client has begun to log in."""
+        self._admission.heard(self)
+
     def end(self, fault: Fault | None = None) -> None:
         """Give the place back: the client is in, or it has gone. The second time means nothing.
 
@@ -86,6 +96,7 @@ class Visit:
         """
         if not self._ended:
             self._ended = True
+            self.close = _nothing  # it knows the connection, which is to be freed when it ends
             self._admission.left(self, self._source, fault)
 
     def counts_for(self, source: bytes) -> None:
@@ -96,14 +107,15 @@ class Visit:
 class Admission:
     """Decides which sockets may go on to log in.
 
-    From half of `most` on, sockets are refused at random, the more the fuller it is, so that a
-    crowd that holds places does not keep everybody else out.
+    From half of `most` on it is crowded, at random, and the more likely the fuller it is. Then a
+    visit that has said nothing for a while gives its place to the newcomer; if there is none, the
+    newcomer is refused. So a crowd that only holds places keeps nobody else out.
 
     Args:
         most: Visits at the same time.
         most_per_source: Those of one address. IPv6 addresses count by their first 64 bits, which is
             what one customer is given.
-        exempt: Networks to which only `most` applies.
+        exempt: Networks to which nothing applies but `most`, and that silent visits give way.
         proxies: Networks whose sockets speak for others.
         clock: Tells the time.
         chance: Returns a number from 0 to below 1, at random.
@@ -127,6 +139,7 @@ class Admission:
         self._chance = chance
         self._penalties = Penalties()
         self._visits = 0
+        self._silent: dict[Visit, None] = {}
         self._by_source: Counter[bytes] = Counter()
 
     @property
@@ -140,15 +153,28 @@ class Admission:
         Args:
             address: Its peer's, as the socket tells it.
         """
-        if self._visits >= self._most:
-            return None
+        host = _parsed(address)
+        visit = Visit(self, address, self._clock(), proxied=host in self._proxies)
         self._visits += 1
-        proxied = _parsed(address) in self._proxies
-        visit = Visit(self, address, self._clock(), proxied=proxied)
-        if not proxied and not self.count(visit):
-            visit.end()
-            return None
-        return visit
+        if (visit.proxied or self.count(visit)) and self._has_place(visit, host):
+            self._silent[visit] = None
+            return visit
+        visit.end()
+        return None
+
+    def _has_place(self, visit: Visit, host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        """Whether there is a place for a newcomer, if need be that of one who is silent."""
+        others, half = self._visits - 1, self._most // 2
+        full = others >= self._most
+        if not full and others - half <= self._chance() * (self._most - half):
+            return True
+        oldest = next(iter(self._silent), None)
+        if oldest is not None and visit.since - oldest.since >= PATIENCE:
+            close = oldest.close
+            oldest.end(Fault.SILENT)
+            close()
+            return True
+        return not full and (visit.proxied or host in self._exempt)
 
     def count(self, visit: Visit) -> bool:
         """Count a visit for its address, which is known now; False if it is to be closed."""
@@ -159,21 +185,20 @@ class Admission:
         if (
             self._penalties.refuses(source, self._clock())
             or self._by_source[source] >= self._most_per_source
-            or self._drops()
         ):
             return False
         self._by_source[source] += 1
         visit.counts_for(source)
         return True
 
-    def _drops(self) -> bool:
-        """Refuse at random: never below half of the places, hardly ever not when they are taken."""
-        others, half = self._visits - 1, self._most // 2
-        return others - half > self._chance() * (self._most - half)
+    def heard(self, visit: Visit) -> None:
+        """Know that a visit is not silent; see `Visit.spoke`."""
+        self._silent.pop(visit, None)
 
     def left(self, visit: Visit, source: bytes | None, fault: Fault | None) -> None:
         """Count a visit out; see `Visit.end`."""
         self._visits -= 1
+        self._silent.pop(visit, None)
         if source is None:
             return
         self._by_source[source] -= 1
@@ -194,3 +219,7 @@ def _parsed(address: tuple[Any, ...]) -> ipaddress.IPv4Address | ipaddress.IPv6A
     """Read the host of a socket's address; IPv4 in IPv6 is IPv4."""
     host = ipaddress.ip_address(str(address[0]).partition("%")[0])
     return getattr(host, "ipv4_mapped", None) or host
+
+
+def _nothing() -> None:
+    """What closes a visit that has no socket."""

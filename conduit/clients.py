@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, NamedTuple
 
 from .admission import Admission, Fault, Visit
@@ -123,8 +124,13 @@ class Clients:
         left = visit.since + descriptor.limits.login_timeout - time.monotonic()
         timer = loop.call_later(left, self._too_slow, connection)
         self._joining[connection] = _Joining(visit, timer)
+        visit.close = partial(self._give_place, connection)
         self._users.start_login(connection.protocol, self._settings.capabilities, self.binding)
         return connection
+
+    def _give_place(self, connection: Connection) -> None:
+        reason = "too many others want to log in, and this client has said nothing yet"
+        connection.fail(ConnectionClosed(reason), CloseCode.TRY_AGAIN_LATER, reason, abort=True)
 
     def _too_slow(self, connection: Connection) -> None:
         seconds = self._descriptor.limits.login_timeout
@@ -136,6 +142,7 @@ class Clients:
 
     def asked(self, connection: Connection, event: Question) -> None:
         """Go on with the login of a connection."""
+        self._joining[connection].visit.spoke()
         older = self._older(event)
         if connection in self._surplus and older is None:
             most = self._descriptor.max_connections

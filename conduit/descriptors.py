@@ -110,8 +110,8 @@ class Limits(_Model):
         max_stream_bytes: The same in bytes.
         outbox_bytes: Unacknowledged bytes from which senders wait.
         login_timeout: Seconds from the connection to the end of the login, TLS included.
-        max_pending_logins: Server only. Connections that may be logging in at the same time; from
-            half of them on, more and more are refused at random.
+        max_pending_logins: Server only. Connections that may be logging in at the same time. Those
+            that say nothing give way to newcomers.
         max_pending_per_address: Server only. Those of one address, or of one IPv6 /64.
         max_away: Server only. Sessions that are kept for clients which have lost their links; of
             more than that the oldest end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conduit.admission import Admission, Fault, Visit
+from conduit.admission import PATIENCE, Admission, Fault, Visit
 
 HOME, OTHER = ("192.0.2.1", 5000), ("192.0.2.2", 5000)
 
@@ -87,7 +88,7 @@ def test_ipv6_counts_by_its_first_64_bits(one: str, another: str, same: bool) ->
     assert (admission.enter((another, 1)) is None) == same
 
 
-def test_exempt_networks_are_bound_by_the_total_alone() -> None:
+def test_exempt_networks_are_bound_by_all_places_alone() -> None:
     admission = made(most=10, most_per_source=1, exempt=("192.0.2.0/31",), chance=0.0)
     for _ in range(10):
         visit = entered(admission)
@@ -98,7 +99,7 @@ def test_exempt_networks_are_bound_by_the_total_alone() -> None:
 
 
 @pytest.mark.parametrize("chance, let_in", [(0.0, 51), (0.5, 75), (0.999, 100)])
-def test_from_half_on_sockets_are_refused_at_random(chance: float, let_in: int) -> None:
+def test_from_half_on_it_is_crowded_at_random(chance: float, let_in: int) -> None:
     admission = made(most=100, chance=chance)
     for _ in range(200):
         admission.enter(HOME)
@@ -122,6 +123,57 @@ def test_failures_close_the_door_to_their_address(
     entered(admission, OTHER)
     clock.now += 20
     entered(admission)
+
+
+def crowded(admission: Admission, count: int) -> tuple[list[Visit], list[Visit]]:
+    """Let visits in; return them, and the list of those that are closed from now on."""
+    visits, closed = list[Visit](), list[Visit]()
+    for number in range(count):
+        visit = entered(admission, (f"192.0.2.{number}", 1))
+        visit.close = functools.partial(closed.append, visit)
+        visits.append(visit)
+    return visits, closed
+
+
+def test_who_is_silent_for_longest_gives_way_to_a_newcomer() -> None:
+    clock = Time()
+    admission = made(most=3, clock=clock)
+    visits, closed = crowded(admission, 3)
+    visits[0].spoke()
+    assert admission.enter(OTHER) is None, "the others have had no time yet"
+    clock.now += PATIENCE
+    entered(admission, ("198.51.100.1", 1))
+    assert closed == [visits[1]]
+    assert admission.visits == 3
+    entered(admission, ("198.51.100.2", 1)).spoke()
+    assert closed == [visits[1], visits[2]]
+    assert admission.enter(OTHER) is None, "who has said something stays"
+    visits[1].end(Fault.VIOLATION)  # its socket is closed now, which changes nothing
+    assert admission.visits == 3
+
+
+def test_somebody_may_have_to_give_way_before_all_places_are_taken() -> None:
+    clock = Time()
+    admission = made(most=4, clock=clock, chance=0.0)
+    visits, closed = crowded(admission, 3)
+    clock.now += PATIENCE
+    entered(admission, OTHER)
+    assert closed == [visits[0]]
+
+
+def test_to_give_way_again_and_again_is_a_failure() -> None:
+    clock = Time()
+    admission = made(most=1, clock=clock)
+    for _ in range(15):
+        entered(admission, HOME)
+        clock.now += PATIENCE
+        entered(admission, OTHER).end()
+    for _ in range(15):
+        visit = admission.enter(HOME)
+        clock.now += PATIENCE
+        if visit is not None:
+            visit.end(Fault.SILENT)
+    assert admission.enter(HOME) is None
 
 
 def test_logins_that_succeed_are_never_held_against_anybody() -> None:
@@ -163,16 +215,20 @@ Steps = st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 30))
 def test_the_counts_are_exact(
     steps: list[tuple[int, bool, int]], most: int, each: int, chance: float
 ) -> None:
-    admission = made(most, each, proxies=("10.0.0.0/8",), chance=chance)
-    here: list[Visit] = []
+    clock, here = Time(), list[Visit]()
+    admission = made(most, each, proxies=("10.0.0.0/8",), clock=clock, chance=chance)
     for number, proxied, leaving in steps:
+        clock.now += leaving / 100
         address = (f"192.0.2.{number}", 1)
         visit = admission.enter(("10.0.0.1", 1) if proxied else address)
         if visit is not None and visit.proxied and not visit.reveal(address):
             visit.end()
             visit = None
         if visit is not None:
+            visit.close = functools.partial(here.remove, visit)
             here.append(visit)
+            if leaving % 3 == 0:
+                visit.spoke()
         if leaving < len(here):
             here.pop(leaving).end()
         assert admission.visits == len(here) <= most
@@ -182,3 +238,4 @@ def test_the_counts_are_exact(
         visit.end()
     assert admission.visits == 0
     assert not admission._by_source
+    assert not admission._silent

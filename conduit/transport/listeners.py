@@ -122,6 +122,7 @@ class Listener:
                 continue
             self._accepted[accepted] = visit
             task = self._loop.create_task(self._start(accepted, visit))
+            visit.close = task.cancel
             self._starting[task] = visit
             task.add_done_callback(self._starting.pop)
 
@@ -130,10 +131,10 @@ class Listener:
         self._loop.add_reader(self._socket, self._accept)
 
     async def _start(self, accepted: socket.socket, visit: Visit) -> None:
-        if visit.proxied and not await self._reveal(accepted, visit):
-            return
-        del self._accepted[accepted]  # from here on asyncio owns it
         try:
+            if visit.proxied and not await self._reveal(accepted, visit):
+                return
+            del self._accepted[accepted]  # from here on asyncio owns it
             await self._loop.connect_accepted_socket(
                 lambda: SocketLink(self._shared, partial(self._make, visit)),
                 accepted,
@@ -146,6 +147,8 @@ class Listener:
             accepted.close()
         except asyncio.CancelledError:
             visit.end()
+            if self._accepted.pop(accepted, None) is not None:
+                _reset(accepted)
             raise
 
     async def _reveal(self, accepted: socket.socket, visit: Visit) -> bool:

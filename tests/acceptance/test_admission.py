@@ -219,16 +219,24 @@ def held(sockets: list[socket.socket]) -> int:
     for sock in sockets:
         with contextlib.suppress(ConnectionError):
             try:
-                count += bool(sock.recv(1))
+                count += bool(sock.recv(4096))
             except BlockingIOError:
                 count += 1
     return count
 
 
 async def answered_within_a_second(server: Server, **options: Any) -> None:
+    """Log in, at the second or third attempt if need be, as a client that connects does."""
     start = time.monotonic()
-    await logs_in(server, FRIEND, **options)
-    assert time.monotonic() - start < 1
+    while True:
+        try:
+            await logs_in(server, FRIEND, **options)
+        except ConnectionError:
+            await asyncio.sleep(0.1)
+        else:
+            break
+        finally:
+            assert time.monotonic() - start < 1
 
 
 @pytest.mark.long
@@ -261,20 +269,21 @@ async def test_a_crowd_from_one_address_has_its_places_and_leaves_the_others(
 
 @pytest.mark.long
 @pytest.mark.parametrize("over", ["tcp", "tls"])
-async def test_a_crowd_from_everywhere_never_has_more_than_all_places(
-    over: str, material: Material
+@pytest.mark.parametrize("exempt", [(), ("127.0.0.0/8",)], ids=["counted", "exempt"])
+async def test_a_crowd_from_everywhere_gives_way_to_who_logs_in(
+    exempt: tuple[str, ...], over: str, material: Material
 ) -> None:
     tls = TLS(certificate=material.certificate) if over == "tls" else None
     options = {"tls": material.client} if over == "tls" else {}
     everywhere = [f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in range(CROWD)]
     limits = Limits(max_pending_logins=64, login_timeout=2.0)
-    async with strict_server(tls=tls, limits=limits) as server:
+    async with new_server(tls=tls, limits=limits, exempt=exempt) as server:
         async with crowd(server, everywhere) as sockets:
-            count = held(sockets)
-            assert 32 < count <= 64 or CROWD > 200
-            assert server._clients.admission.visits <= 64
-            await until(lambda: not server._clients.admission.visits)
+            assert 32 < server._clients.admission.visits <= 64
+            await until(lambda: held(sockets) == server._clients.admission.visits)
             await answered_within_a_second(server, **options)
+            await until(lambda: not server._clients.admission.visits)
+            await until(lambda: held(sockets) == 0)
 
 
 # Proxies.
