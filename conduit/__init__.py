@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import blocking, from_thread
 from .client import Client, Status
-from .descriptors import TLS, ClientDescriptor, Limits, ServerDescriptor
+from .descriptors import TLS, ClientDescriptor, Limits, ServerDescriptor, User
 from .exceptions import (
     AuthenticationError,
     CallCancelled,
@@ -68,6 +68,7 @@ __all__ = [
     "StreamCall",
     "TLS",
     "Unavailable",
+    "User",
     "blocking",
     "data",
     "from_thread",

@@ -461,7 +461,7 @@ class Client:
                 max_iterations=descriptor.limits.max_iterations,
                 compress=descriptor.enable_compression,
                 session=self._connection.session if self._connection is not None else None,
-                methods=self._router.fingerprint,
+                methods=self._router.fingerprint(),
             )
         )
         return connection

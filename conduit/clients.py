@@ -27,7 +27,7 @@ from .transport.link import SocketLink
 from .transport.loop import Shared
 from .transport.running import text_of
 from .transport.settings import Settings
-from .users import Users
+from .users import Found, Users
 
 __all__ = ["Clients"]
 
@@ -134,13 +134,14 @@ class Clients:
             )
         elif isinstance(event, VerifierNeeded):
             if self._users.known_at_once:
-                connection.protocol.verifier_found(self._users.find(event.user))
+                _found(connection, self._users.find(event.user))
             else:
                 self._wait(connection, self._look_up(connection, event.user))
         elif isinstance(event, ResumeWanted) and older is not None:
             self._joining.pop(connection).cancel()
             self._surplus.discard(connection)
             self._waiting.pop(connection, None)
+            older.roles = connection.roles  # they may have changed since the first login
             connection.welcome_back(older, event.accepted, *self._named)
         else:
             assert isinstance(event, (WelcomeNeeded, ResumeWanted))
@@ -179,13 +180,13 @@ class Clients:
 
     async def _look_up(self, connection: Connection, user: str) -> None:
         try:
-            verifier = await self._users.look_up(user)
+            found = await self._users.look_up(user)
         except Exception:
             logger.exception("looking up user %r failed", user)
             self._refuse(connection, "busy", "users cannot be looked up now", retry=True)
             return
         if not connection.closed:
-            connection.protocol.verifier_found(verifier)
+            _found(connection, found)
             connection.flush()
 
     async def _ask_hooks(self, connection: Connection) -> None:
@@ -232,7 +233,7 @@ class Clients:
     def _let_in(self, connection: Connection) -> None:
         # Once more, because another one may have come while hooks were asked.
         if not connection.closed and not self._refuses_another(connection, connection.identity):
-            connection.welcome(*self._named, self._router.fingerprint)
+            connection.welcome(*self._named, self._router.fingerprint(connection.roles))
 
     def opened(self, connection: Connection) -> None:
         """Count a client in."""
@@ -297,3 +298,9 @@ class Clients:
             self.peers.discard(connection)
             logger.info("%r has gone: %s", connection, error)
             self._tell("client_disconnect", connection, connection.reason)
+
+
+def _found(connection: Connection, user: Found) -> None:
+    """Go on with the login of a user, who has yet to prove who it is."""
+    connection.roles = user.roles
+    connection.protocol.verifier_found(user.verifier)

@@ -17,14 +17,24 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     SecretStr,
     field_validator,
     model_validator,
 )
 
 from .protocol.scram import Verifier, normalise
+from .roles import Roles, role_names
 
-__all__ = ["TLS", "Address", "ClientDescriptor", "Limits", "ServerDescriptor", "reveal"]
+__all__ = [
+    "TLS",
+    "Address",
+    "ClientDescriptor",
+    "Limits",
+    "ServerDescriptor",
+    "User",
+    "reveal",
+]
 
 Seconds = Annotated[float, Field(ge=0.001, le=1_000_000, allow_inf_nan=False)]
 """A time that can be told in milliseconds."""
@@ -40,15 +50,57 @@ def _hide(value: Any) -> Any:
 Secret = Annotated[SecretStr | str | None, BeforeValidator(_hide)]
 """Text that is never shown. A plain `str` is accepted; what is kept is always a `SecretStr`."""
 
-UserLookup = Callable[[str], Awaitable["str | None"]]
-"""`await lookup(user)` returns the user's verifier, or None."""
-
 
 class _Model(BaseModel):
     # An error must not show the password that it complains about.
     model_config = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
     )
+
+
+def reveal(secret: SecretStr | str | None) -> str:
+    """Return the text of a secret that is there."""
+    assert isinstance(secret, SecretStr)
+    return secret.get_secret_value()
+
+
+def _check_verifier(verifier: SecretStr | None) -> SecretStr | None:
+    if verifier is not None:
+        Verifier.parse(reveal(verifier))
+    return verifier
+
+
+class User(_Model):
+    """Who may log in, and what for.
+
+    Attributes:
+        verifier: What `hash_password` makes of the password or the token. A plain `str` is
+            accepted; what is kept is a `SecretStr`.
+        roles: One role or several; `requires=` of handlers asks for them. What is kept is a
+            `frozenset`.
+    """
+
+    verifier: Annotated[SecretStr | str, BeforeValidator(_hide)]
+    roles: Annotated[Roles, PlainValidator(role_names)] = frozenset()
+
+    _verifier = field_validator("verifier")(_check_verifier)
+
+
+def _as_user(user: User | SecretStr | str) -> User:
+    """Return a user; who is given as a verifier has no roles.
+
+    Raises:
+        ValueError: The verifier is none; the text does not quote it.
+    """
+    if isinstance(user, User):
+        return user
+    text = user.get_secret_value() if isinstance(user, SecretStr) else user
+    Verifier.parse(text)  # which says what is wrong in fewer words than the model
+    return User(verifier=text)
+
+
+UserLookup = Callable[[str], Awaitable["User | SecretStr | str | None"]]
+"""`await lookup(user)` returns the user, or only the verifier, or None."""
 
 
 class TLS(_Model):
@@ -166,12 +218,6 @@ def _without_password(url: str) -> str:
     return re.sub(r"//[^@/]*@", "//***@", url)
 
 
-def reveal(secret: SecretStr | str | None) -> str:
-    """Return the text of a secret that is there."""
-    assert isinstance(secret, SecretStr)
-    return secret.get_secret_value()
-
-
 def _check_password(password: SecretStr | None) -> SecretStr | None:
     if password is not None:
         normalise(reveal(password))
@@ -188,8 +234,8 @@ class ServerDescriptor(_Model):
         password: One password for the user `default`.
         verifier: The same without the plain password, from `conduit hash-password`; recommended for
             production, because it stays the same over restarts.
-        users: User name to verifier; a mapping, or an async function that returns None for a user
-            who does not exist.
+        users: User name to `User`, or to the verifier of a user without roles; a mapping, which is
+            copied, or an async function that returns None for a user who does not exist.
         name: What the server calls itself to its clients.
         version: The version of the application.
         host: Address to listen on; 0.0.0.0 means every IPv4 interface, and every IPv6 one with
@@ -216,7 +262,9 @@ class ServerDescriptor(_Model):
 
     password: Secret = None
     verifier: Secret = None
-    users: Annotated[Mapping[str, str] | UserLookup | None, Field(repr=False, exclude=True)] = None
+    users: Annotated[
+        Mapping[str, User | SecretStr | str] | UserLookup | None, Field(repr=False, exclude=True)
+    ] = None
     name: Name = "conduit-server"
     version: Annotated[str, Field(max_length=20)] = "1.0.0"
     host: str = "0.0.0.0"  # the documented default; every start without TLS warns
@@ -237,23 +285,20 @@ class ServerDescriptor(_Model):
 
     _password = field_validator("password")(_check_password)
 
-    @field_validator("verifier")
-    @classmethod
-    def _parse_verifier(cls, verifier: SecretStr | None) -> SecretStr | None:
-        if verifier is not None:
-            Verifier.parse(reveal(verifier))
-        return verifier
+    _verifier = field_validator("verifier")(_check_verifier)
 
     @field_validator("users")
     @classmethod
     def _parse_users(cls, users: Any) -> Any:
-        if isinstance(users, Mapping):
-            for user, verifier in users.items():
-                try:
-                    Verifier.parse(verifier)
-                except ValueError as exc:
-                    raise ValueError(f"user {user!r}: {exc}") from None
-        return users
+        if not isinstance(users, Mapping):
+            return users
+        known: dict[str, User] = {}
+        for name, user in users.items():
+            try:
+                known[name] = _as_user(user)
+            except ValueError as exc:
+                raise ValueError(f"user {name!r}: {exc}") from None
+        return known
 
     @model_validator(mode="after")
     def _consistent(self) -> ServerDescriptor:

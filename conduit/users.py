@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
-from .descriptors import ServerDescriptor, reveal
+from pydantic import SecretStr
+
+from .descriptors import ServerDescriptor, User, reveal
 from .protocol.cndt import CNDT
 from .protocol.events import Capabilities
 from .protocol.login import MOCK, ServerLogin
 from .protocol.scram import DEFAULT_ITERATIONS, Verifier
 
-__all__ = ["Users", "hash_password"]
+__all__ = ["Found", "Users", "hash_password"]
 
 DEFAULT_USER = "default"
 """The name of the only user where the descriptor has one password."""
@@ -40,6 +42,13 @@ def hash_password(password: str, *, iterations: int = DEFAULT_ITERATIONS) -> str
     ).text()
 
 
+class Found(NamedTuple):
+    """What is known of a user; of one who does not exist there is no verifier."""
+
+    verifier: Verifier | None
+    roles: frozenset[str] = frozenset()
+
+
 class Users:
     """The users that a descriptor names.
 
@@ -54,9 +63,16 @@ class Users:
         self._mock_secret = secrets.token_bytes(32)
         self._sample: Verifier | None = None
         if isinstance(descriptor.users, Mapping):
-            self._sample = next(map(Verifier.parse, descriptor.users.values()), None)
+            self._sample = next((_found(one).verifier for one in descriptor.users.values()), None)
         if descriptor.verifier is not None:
             self._verifier = Verifier.parse(reveal(descriptor.verifier))
+
+    @property
+    def roles(self) -> set[frozenset[str]]:
+        """The roles that users have together, as far as the descriptor names the users."""
+        users = self._descriptor.users
+        known = users.values() if isinstance(users, Mapping) else ()
+        return {frozenset(), *(one.roles for one in map(_found, known))}
 
     @property
     def anybody(self) -> bool:
@@ -104,15 +120,15 @@ class Users:
         users = self._descriptor.users
         return users is None or isinstance(users, Mapping)
 
-    def find(self, user: str) -> Verifier | None:
-        """Return the verifier of a user who is known at once, or None."""
+    def find(self, user: str) -> Found:
+        """Look up a user who is known at once."""
         users = self._descriptor.users
         if isinstance(users, Mapping):
-            return _parsed(users.get(user))
-        return self._verifier if user == DEFAULT_USER else None
+            return _found(users.get(user))
+        return Found(self._verifier if user == DEFAULT_USER else None)
 
-    async def look_up(self, user: str) -> Verifier | None:
-        """Ask the application's function for the verifier of a user.
+    async def look_up(self, user: str) -> Found:
+        """Ask the application's function for a user.
 
         Raises:
             Exception: What the function raises, or ValueError for text that is no verifier.
@@ -120,13 +136,16 @@ class Users:
         users = self._descriptor.users
         assert users is not None
         assert not isinstance(users, Mapping)
-        verifier = _parsed(await users(user))
-        if verifier is not None:
-            self._sample = verifier
-        return verifier
+        found = _found(await users(user))
+        if found.verifier is not None:
+            self._sample = found.verifier
+        return found
 
 
-def _parsed(text: str | None) -> Verifier | None:
-    """Parse what a user has, or None; it takes as long for a user who does not exist."""
+def _found(given: User | SecretStr | str | None) -> Found:
+    """Return what is known of a user, or of none; it takes as long for one who does not exist."""
+    text, roles = (given.verifier, given.roles) if isinstance(given, User) else (given, ())
+    if isinstance(text, SecretStr):
+        text = text.get_secret_value()
     verifier = Verifier.parse(_NOBODY if text is None else text)
-    return None if text is None else verifier
+    return Found(None if text is None else verifier, frozenset(roles))

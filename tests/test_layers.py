@@ -21,6 +21,7 @@ PACKAGE = ROOT / "conduit"
 # own line or of those below. `conduit/__init__.py` gathers the public names and stands outside.
 LAYERS = [
     {"exceptions", "signatures"},
+    {"roles"},
     {"protocol.frames", "protocol.plain", "protocol.scram"},
     {"protocol.payload", "protocol.session", "protocol.events"},
     {"protocol.describe", "protocol.writer"},
