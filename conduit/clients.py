@@ -49,7 +49,6 @@ class Clients:
     Attributes:
         connected: The clients that are in, by connection id; those that are away as well.
         peers: The same by who has logged in.
-        binding: The hash of the server's certificate, when there is one.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class Clients:
         self._hooks = hooks
         self._settings = Settings.of(descriptor)
         self._epoch = secrets.token_bytes(EPOCH_BYTES)
-        self.binding: bytes | None = None
         self.connected: dict[str, Connection] = {}
         self.peers = Peers()
         limits = descriptor.limits
@@ -92,8 +90,16 @@ class Clients:
 
     # What the listener calls.
 
-    def connect(self, link: SocketLink, transport: asyncio.Transport) -> Connection:
-        """Return the connection for a socket that was accepted; its login begins."""
+    def connect(
+        self, link: SocketLink, transport: asyncio.Transport, binding: bytes | None
+    ) -> Connection:
+        """Return the connection for a socket that was accepted; its login begins.
+
+        Args:
+            link: The link over that socket.
+            transport: What carries it.
+            binding: The hash of the certificate that the client was shown, if there is one.
+        """
         loop = asyncio.get_running_loop()
         descriptor = self._descriptor
         connection = Connection(
@@ -111,7 +117,7 @@ class Clients:
         self._joining[connection] = loop.call_later(
             descriptor.limits.login_timeout, self._too_slow, connection
         )
-        self._users.start_login(connection.protocol, self._settings.capabilities, self.binding)
+        self._users.start_login(connection.protocol, self._settings.capabilities, binding)
         return connection
 
     def _too_slow(self, connection: Connection) -> None:

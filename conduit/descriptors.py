@@ -104,7 +104,7 @@ UserLookup = Callable[[str], Awaitable["User | SecretStr | str | None"]]
 
 
 class TLS(_Model):
-    """Certificates. The files are read when the server or the client starts.
+    """Certificates. The files are read when a server starts, and at each attempt of a client.
 
     Attributes:
         certificate: PEM file of this side's certificate chain. A server needs one; a client shows

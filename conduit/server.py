@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import signal
+import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import MappingProxyType
@@ -24,7 +25,7 @@ from .transport.connection import Connection
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
 from .transport.messages import encode_message
-from .transport.tls import server_context, server_end_point
+from .transport.tls import shown_by
 from .transport.watchdog import Watchdog
 from .users import Users
 
@@ -300,9 +301,7 @@ class Server:
             host=_host(descriptor), port=descriptor.port, tls=descriptor.tls is not None
         )
         self._check_exposure(address)
-        context = server_context(descriptor.tls) if descriptor.tls is not None else None
-        if descriptor.tls is not None:
-            self._clients.binding = server_end_point(descriptor.tls)
+        shown = shown_by(descriptor.tls) if descriptor.tls is not None else None
         await self._users.prepare()
         for roles in self._users.roles:
             self._router.fingerprint(roles)  # made now, and not while the first client waits
@@ -314,7 +313,7 @@ class Server:
             listening.close()
             self._address = None
             raise
-        self._listener = Listener(listening, context, self._has_room, self._clients.connect)
+        self._listener = Listener(listening, shown, self._has_room, self._clients.connect)
         if descriptor.watchdog is not None:
             loop = asyncio.get_running_loop()
             self._watchdog = Watchdog(loop, Shared.of(loop).handling, descriptor.watchdog)
@@ -339,6 +338,24 @@ class Server:
                 "way; use tls=TLS(certificate=..., key=...)",
                 address,
             )
+
+    def reload_tls(self) -> None:
+        """Read the files of `tls=TLS(...)` again, for the connections that come from now on.
+
+        Those that are up stay as they are. When it raises, nothing has changed.
+
+        Raises:
+            OSError, ssl.SSLError, ValueError: The files cannot be used; as `start`.
+            RuntimeError: The server does not run, or there are no files: it serves plain TCP, or
+                `tls` is a context, which can be loaded again by whoever has made it.
+        """
+        tls, listener = self.descriptor.tls, self._listener
+        if listener is None:
+            raise RuntimeError("the server does not run; start() reads the certificate")
+        if tls is None or isinstance(tls, ssl.SSLContext):
+            raise RuntimeError("the server has no TLS(certificate=...) that could be read again")
+        listener.tls = shown_by(tls)
+        logger.info("%s shows the certificate %s from now on", self.name, tls.certificate)
 
     async def stop(self, grace: float = 5.0) -> None:
         """Stop: accept nobody, let running handlers end, close every connection.

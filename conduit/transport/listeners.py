@@ -16,6 +16,7 @@ from ..descriptors import Address
 from .connection import Connection
 from .link import SocketLink
 from .loop import Shared
+from .tls import Shown
 
 __all__ = ["Listener", "bind", "connect"]
 
@@ -32,6 +33,8 @@ EXHAUSTED_PAUSE = 1.0
 _RESET = struct.pack("ii", 1, 0)
 
 MakeConnection = Callable[[SocketLink, asyncio.Transport], Connection]
+MakeBound = Callable[[SocketLink, asyncio.Transport, "bytes | None"], Connection]
+"""Makes a connection whose login is bound to the certificate that its peer was shown."""
 
 
 async def bind(address: Address, *, ipv6: bool) -> socket.socket:
@@ -66,21 +69,24 @@ class Listener:
 
     Args:
         listening: The socket.
-        tls: The context of a TLS server, or None.
+        tls: What a TLS server shows, or None.
         admit: Whether one more socket may be taken now.
         make: Makes the connection of an accepted socket.
+
+    Attributes:
+        tls: As above; another one is for the sockets that are accepted from then on.
     """
 
     def __init__(
         self,
         listening: socket.socket,
-        tls: ssl.SSLContext | None,
+        tls: Shown | None,
         admit: Callable[[], bool],
-        make: MakeConnection,
+        make: MakeBound,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = listening
-        self._tls = tls
+        self.tls = tls
         self._admit = admit
         self._make = make
         self._shared = Shared.of(self._loop)
@@ -122,12 +128,15 @@ class Listener:
 
     async def _start(self, accepted: socket.socket) -> None:
         self._accepted.discard(accepted)  # from here on asyncio owns it
+        context, end_point = self.tls or (None, None)
         try:
             await self._loop.connect_accepted_socket(
-                lambda: SocketLink(self._shared, self._make),
+                lambda: SocketLink(
+                    self._shared, lambda link, transport: self._make(link, transport, end_point)
+                ),
                 accepted,
-                ssl=self._tls,
-                ssl_handshake_timeout=TLS_TIMEOUT if self._tls is not None else None,
+                ssl=context,
+                ssl_handshake_timeout=TLS_TIMEOUT if context is not None else None,
             )
         except (OSError, ssl.SSLError) as exc:
             logger.info("a client did not complete the TLS handshake: %s", exc)
@@ -141,7 +150,7 @@ class Listener:
             self._paused.cancel()
         else:
             self._loop.remove_reader(self._socket)
-        if self._tls is not None:  # without TLS they are done in a moment
+        if self.tls is not None:  # without TLS they are done in a moment
             for task in self._starting:
                 task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)

@@ -17,17 +17,19 @@ import hashlib
 import re
 import ssl
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..descriptors import TLS, reveal
 
 __all__ = [
     "ALPN",
+    "Shown",
     "client_context",
     "end_point_hash",
     "peer_end_point",
     "server_context",
     "server_end_point",
+    "shown_by",
 ]
 
 ALPN: Final = "cndt/1"
@@ -47,6 +49,35 @@ _HASHES = {
     )
     for last, name in zip(codes, ("sha224", "sha384", "sha512"), strict=True)
 }
+
+
+class Shown(NamedTuple):
+    """What a server shows to those who connect.
+
+    The two belong together: a login that is bound to another certificate than the one that its
+    client has seen is refused.
+
+    Attributes:
+        context: For the handshake.
+        end_point: The channel binding, or None if there is none.
+    """
+
+    context: ssl.SSLContext
+    end_point: bytes | None
+
+
+def shown_by(tls: TLS | ssl.SSLContext) -> Shown:
+    """Read the files of a server.
+
+    Raises:
+        OSError, ssl.SSLError, ValueError: As `server_context`; ValueError also when the certificate
+            was replaced meanwhile.
+    """
+    end_point = server_end_point(tls)
+    context = server_context(tls)
+    if server_end_point(tls) != end_point:
+        raise ValueError("the tls certificate was replaced while it was read; read it again")
+    return Shown(context, end_point)
 
 
 def server_context(tls: TLS | ssl.SSLContext) -> ssl.SSLContext:

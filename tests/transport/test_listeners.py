@@ -15,6 +15,7 @@ import pytest
 from conduit.descriptors import Address
 from conduit.transport.connection import Connection
 from conduit.transport.listeners import Listener, bind, connect
+from conduit.transport.tls import Shown
 from tests.acceptance.support import free_port, has_ipv6
 from tests.transport.pair import Side, settings, turns, until, within
 
@@ -33,13 +34,13 @@ async def listening(
     """Give an address, the sides that are made for whoever connects, and the listener."""
     sides: list[Side] = []
 
-    def make(link: Any, transport: Any) -> Connection:
+    def make(link: Any, transport: Any, binding: Any) -> Connection:
         sides.append(Side(settings(), accepting=True))
         return sides[-1].connection
 
     bound = await bind(Address(host=host, port=port), ipv6=ipv6)
     address = Address(host=host, port=bound.getsockname()[1])
-    listener = Listener(bound, tls, admit, make)
+    listener = Listener(bound, None if tls is None else Shown(tls, None), admit, make)
     try:
         yield address, sides, listener
     finally:
@@ -172,7 +173,7 @@ async def test_a_socket_that_cannot_accept_is_logged_and_can_be_closed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bound = await bind(Address(host="127.0.0.1", port=0), ipv6=False)
-    listener = Listener(bound, None, lambda: True, lambda link, transport: None)  # type: ignore[arg-type, return-value]
+    listener = Listener(bound, None, lambda: True, lambda link, transport, binding: None)  # type: ignore[arg-type, return-value]
     await turns()
     bound.shutdown(socket.SHUT_RDWR)  # as good as a process that has no descriptor left
     await until(lambda: "cannot accept a connection" in caplog.text)
