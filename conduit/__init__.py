@@ -34,7 +34,7 @@ from .transport.handling import no_deadline
 from .transport.serving import Response
 from .transport.stream_call import StreamCall
 from .transport.streaming import Stream
-from .users import hash_password
+from .users import hash_password, new_token
 
 __version__ = "0.1.0"
 
@@ -74,6 +74,7 @@ __all__ = [
     "from_thread",
     "hash_password",
     "idempotent",
+    "new_token",
     "no_deadline",
     "options",
 ]

@@ -24,6 +24,8 @@ from .hooks import Hooks
 from .protocol.events import KeysNeeded, Resumed
 from .protocol.frames import CloseCode
 from .protocol.login import ClientLogin
+from .protocol.tokens import ITERATIONS as TOKEN_ITERATIONS
+from .protocol.tokens import user_of
 from .rpc.caller import Caller
 from .rpc.interface import ASYNC
 from .rpc.method import Example
@@ -448,6 +450,9 @@ class Client:
         ssl_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if ssl_object is not None and wants_binding and not unbound:
             binding = peer_end_point(ssl_object)
+        fewest = descriptor.limits.min_iterations
+        if descriptor.password is not None and user_of(self._password()) is not None:
+            fewest = min(fewest, TOKEN_ITERATIONS)  # nobody finds its secret by trying
         protocol.open(
             ClientLogin(
                 protocol.send_login,
@@ -457,7 +462,7 @@ class Client:
                 agent=f"{descriptor.name}/{descriptor.version}",
                 binding=binding,
                 can_bind=unbound,
-                min_iterations=descriptor.limits.min_iterations,
+                min_iterations=fewest,
                 max_iterations=descriptor.limits.max_iterations,
                 compress=descriptor.enable_compression,
                 session=self._connection.session if self._connection is not None else None,

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from .protocol import tokens
 from .protocol.scram import Verifier, normalise
 from .roles import Roles, role_names
 
@@ -236,6 +237,10 @@ class ServerDescriptor(_Model):
             production, because it stays the same over restarts.
         users: User name to `User`, or to the verifier of a user without roles; a mapping, which is
             copied, or an async function that returns None for a user who does not exist.
+        mock_secret: Random text of 16 characters or more that makes the salts of users who do not
+            exist. Keep it over restarts, and share it between servers with the same users, where
+            nobody is to find out by a salt that changes who exists. By default it is a new one at
+            each start.
         name: What the server calls itself to its clients.
         version: The version of the application.
         host: Address to listen on; 0.0.0.0 means every IPv4 interface, and every IPv6 one with
@@ -265,6 +270,7 @@ class ServerDescriptor(_Model):
     users: Annotated[
         Mapping[str, User | SecretStr | str] | UserLookup | None, Field(repr=False, exclude=True)
     ] = None
+    mock_secret: Secret = None
     name: Name = "conduit-server"
     version: Annotated[str, Field(max_length=20)] = "1.0.0"
     host: str = "0.0.0.0"  # the documented default; every start without TLS warns
@@ -287,6 +293,13 @@ class ServerDescriptor(_Model):
 
     _verifier = field_validator("verifier")(_check_verifier)
 
+    @field_validator("mock_secret")
+    @classmethod
+    def _check_mock_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret) < 16:
+            raise ValueError(f"mock_secret has {len(secret)} characters, fewer than 16")
+        return secret
+
     @field_validator("users")
     @classmethod
     def _parse_users(cls, users: Any) -> Any:
@@ -302,6 +315,11 @@ class ServerDescriptor(_Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> ServerDescriptor:
+        if self.password is not None and (user := tokens.user_of(reveal(self.password))):
+            raise ValueError(
+                f"the password is a token, which logs in as {user!r}: "
+                f"users={{{user!r}: hash_password(...)}}"
+            )
         given = [
             name for name in ("password", "verifier", "users") if getattr(self, name) is not None
         ]
@@ -328,8 +346,8 @@ class ClientDescriptor(_Model):
         server_port: Its TCP port.
         urls: Several servers instead, `tcp://host:port` or `tls://host:port`; the first that
             answers is used.
-        password: The password; None for a server that has none.
-        user: The user name.
+        password: The password, or a token; None for a server that has none.
+        user: The user name. A token says it itself.
         name: What the client calls itself to the server.
         version: The version of the application.
         use_ipv6: Prefer IPv6 where a name has both kinds of address.
@@ -367,6 +385,19 @@ class ClientDescriptor(_Model):
     limits: Limits = Limits()
 
     _password = field_validator("password")(_check_password)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_user_from_token(cls, fields: Any) -> Any:
+        password = fields.get("password") if isinstance(fields, dict) else None
+        if isinstance(password, SecretStr):
+            password = password.get_secret_value()
+        user = tokens.user_of(password) if isinstance(password, str) else None
+        if user is None:
+            return fields
+        if fields.get("user", user) != user:
+            raise ValueError(f"the token is that of user {user!r}; leave user= out")
+        return {**fields, "user": user}
 
     @field_validator("urls")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -10,36 +11,54 @@ from typing import Final, NamedTuple
 from pydantic import SecretStr
 
 from .descriptors import ServerDescriptor, User, reveal
+from .protocol import tokens
 from .protocol.cndt import CNDT
 from .protocol.events import Capabilities
 from .protocol.login import MOCK, ServerLogin
-from .protocol.scram import DEFAULT_ITERATIONS, Verifier
+from .protocol.scram import DEFAULT_ITERATIONS, SALT_BYTES, Verifier
 
-__all__ = ["Found", "Users", "hash_password"]
+__all__ = ["Found", "Users", "hash_password", "new_token"]
 
 DEFAULT_USER = "default"
 """The name of the only user where the descriptor has one password."""
 
-_NOBODY: Final = Verifier(DEFAULT_ITERATIONS, bytes(16), bytes(32), bytes(32)).text()
+_NOBODY: Final = Verifier(DEFAULT_ITERATIONS, bytes(SALT_BYTES), bytes(32), bytes(32)).text()
 """A verifier that is nobody's, parsed where a user has none, so that it takes as long."""
 
 
-def hash_password(password: str, *, iterations: int = DEFAULT_ITERATIONS) -> str:
-    """Return the verifier of a password, for `ServerDescriptor(verifier=...)` or `users`.
+def hash_password(password: str, *, iterations: int | None = None) -> str:
+    """Return the verifier of a password or a token, for the descriptor of a server.
 
     It is PostgreSQL's own form, with a fresh random salt. It stands in for the password without
-    showing it; still, keep it secret. Takes a tenth of a second of CPU at 600,000 iterations.
+    showing it; still, keep it secret. A password takes a tenth of a second of CPU.
 
     Args:
         password: Text of 1 to 1024 bytes.
-        iterations: Rounds of PBKDF2. Clients refuse fewer than 100,000 by default.
+        iterations: Rounds of PBKDF2; by default 600,000, and 4096 for a token. Clients refuse
+            fewer than 100,000 for a password unless they are told otherwise.
 
     Raises:
         ValueError: The password is empty, too long or has characters that cannot be typed.
     """
-    return Verifier.from_password(
-        password, salt=secrets.token_bytes(16), iterations=iterations
-    ).text()
+    if iterations is None:
+        iterations = DEFAULT_ITERATIONS if tokens.user_of(password) is None else tokens.ITERATIONS
+    salt = secrets.token_bytes(SALT_BYTES)
+    return Verifier.from_password(password, salt=salt, iterations=iterations).text()
+
+
+def new_token(id: str) -> str:
+    """Return a new token, `cnd_<id>_<secret>`: the password of the user `cnd_<id>`.
+
+    The client gives it as its password, and needs no user. The server keeps what `hash_password`
+    makes of it. The secret has 256 random bits.
+
+    Args:
+        id: What the token is known by: 1 to 64 letters, digits, `.`, `_` and `-`.
+
+    Raises:
+        ValueError: The id has other characters, or too many.
+    """
+    return tokens.make_token(id, secrets.token_urlsafe(32))
 
 
 class Found(NamedTuple):
@@ -61,9 +80,12 @@ class Users:
         self._verifier: Verifier | None = None
         # Makes the salts of users who do not exist, so that they cannot be told from others.
         self._mock_secret = secrets.token_bytes(32)
+        if descriptor.mock_secret is not None:
+            self._mock_secret = hashlib.sha256(reveal(descriptor.mock_secret).encode()).digest()
         self._sample: Verifier | None = None
         if isinstance(descriptor.users, Mapping):
-            self._sample = next((_found(one).verifier for one in descriptor.users.values()), None)
+            for name in descriptor.users:
+                self._learn(name, self.find(name).verifier)
         if descriptor.verifier is not None:
             self._verifier = Verifier.parse(reveal(descriptor.verifier))
 
@@ -87,7 +109,7 @@ class Users:
             self._verifier = await asyncio.to_thread(
                 Verifier.from_password,
                 reveal(password),
-                salt=secrets.token_bytes(16),
+                salt=secrets.token_bytes(SALT_BYTES),
             )
 
     def start_login(
@@ -137,9 +159,19 @@ class Users:
         assert users is not None
         assert not isinstance(users, Mapping)
         found = _found(await users(user))
-        if found.verifier is not None:
-            self._sample = found.verifier
+        self._learn(user, found.verifier)
         return found
+
+    def _learn(self, user: str, verifier: Verifier | None) -> None:
+        """Have users who do not exist look like the real one with the most iterations.
+
+        Not like the last one that was found: what an unknown user is asked for must not change with
+        who else logs in.
+        """
+        if verifier is None or user.startswith(tokens.PREFIX):
+            return
+        if self._sample is None or verifier.iterations > self._sample.iterations:
+            self._sample = verifier
 
 
 def _found(given: User | SecretStr | str | None) -> Found:

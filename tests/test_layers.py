@@ -22,7 +22,8 @@ PACKAGE = ROOT / "conduit"
 LAYERS = [
     {"exceptions", "signatures"},
     {"roles"},
-    {"protocol.frames", "protocol.plain", "protocol.scram"},
+    {"protocol.frames", "protocol.plain", "protocol.tokens"},
+    {"protocol.scram"},
     {"protocol.payload", "protocol.session", "protocol.events"},
     {"protocol.describe", "protocol.writer"},
     {"protocol.reader"},

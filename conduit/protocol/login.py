@@ -31,6 +31,7 @@ from .scram import (
     DEFAULT_ITERATIONS,
     MECHANISM,
     MECHANISM_PLUS,
+    SALT_BYTES,
     ClientScram,
     Keys,
     ServerScram,
@@ -44,7 +45,7 @@ __all__ = ["ANONYMOUS", "MOCK", "ClientLogin", "ServerLogin"]
 ANONYMOUS: Final = "ANONYMOUS"
 """The mechanism of a server that has no users, which serves only its own machine."""
 
-MOCK: Final = (DEFAULT_ITERATIONS, 16)
+MOCK: Final = (DEFAULT_ITERATIONS, SALT_BYTES)
 """Iterations and bytes of salt of a user who does not exist, where there is no better example."""
 
 AGENT_BYTES: Final = 64
@@ -62,7 +63,7 @@ class ServerLogin:
         send: Queues an AUTH frame.
         capabilities: What this side accepts.
         nonce: 24 characters of base64, fresh for this connection.
-        mock_secret: Makes the salts of users that do not exist; the same for the whole process.
+        mock_secret: Makes the salts of users that do not exist; always the same.
         mock: Iterations and bytes of salt that unknown users are told, as known ones are.
         binding: The hash of the server's certificate, when the link has one.
         anonymous: The server has no users, and lets everybody in.
