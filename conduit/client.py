@@ -164,6 +164,7 @@ class Client:
         self._background = Background(logger)
         self._connection: Connection | None = None
         self._joining: Connection | None = None
+        self._address: Address | None = None
         self._login: asyncio.Future[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
@@ -393,6 +394,7 @@ class Client:
         tls = self.descriptor.tls if self.descriptor.tls is not None else TLS()
         loop = asyncio.get_running_loop()
         self._login = login = loop.create_future()
+        self._address = address
         connection: Connection | None = None
 
         def make(link: SocketLink, transport: asyncio.Transport) -> Connection:
@@ -489,7 +491,13 @@ class Client:
         return reveal(self.descriptor.password)
 
     async def _derive(self, connection: Connection, event: KeysNeeded) -> None:
-        keys = await client_keys(self._password(), event.salt, event.iterations)
+        try:
+            keys = await client_keys(
+                str(self._address), self._password(), event.salt, event.iterations
+            )
+        except Unavailable as exc:
+            connection.fail(exc, CloseCode.ABNORMAL, exc.message)
+            return
         if not connection.closed:
             connection.protocol.keys_derived(keys)
             connection.flush()

@@ -19,9 +19,10 @@ from conduit import (
     PermissionDenied,
     Server,
     Stream,
+    Unavailable,
     User,
 )
-from tests.acceptance.raw import PASSWORD, VERIFIER, Relay
+from tests.acceptance.raw import PASSWORD, VERIFIER, Relay, make_verifier
 from tests.acceptance.support import new_client, new_server, round_trips, within
 
 USERS: dict[str, User | str] = {
@@ -332,3 +333,21 @@ def test_a_verifier_may_come_as_a_secret_already() -> None:
     users = {"ann": hidden, "bob": User(verifier=hidden)}
     kept = Server(users=users).descriptor.users
     assert kept == {"ann": User(verifier=VERIFIER), "bob": User(verifier=VERIFIER)}
+
+
+async def test_a_server_whose_salt_changes_cannot_keep_its_clients_busy() -> None:
+    salts = iter(range(100))
+
+    async def look_up(name: str) -> str:
+        return make_verifier(salt=b"salt number %4d" % next(salts))
+
+    async with new_server(users=look_up) as server:
+        client = new_client(server, reconnect_enabled=False)
+        for _ in range(5):
+            async with client:
+                await round_trips(client, 1)
+        with pytest.raises(Unavailable, match="has had keys derived 5 times") as caught:
+            await within(client.connect())
+        assert str(caught.value).startswith("tcp://{}:{} ".format(*server.address))
+        assert caught.value.retryable and 0 < (caught.value.retry_after or 0) <= 60
+        assert not server.connections
