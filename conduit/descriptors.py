@@ -17,7 +17,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     SecretStr,
     field_validator,
     model_validator,
@@ -82,7 +81,7 @@ class User(_Model):
     """
 
     verifier: Annotated[SecretStr | str, BeforeValidator(_hide)]
-    roles: Annotated[Roles, PlainValidator(role_names)] = frozenset()
+    roles: Annotated[frozenset[str] | Roles, BeforeValidator(role_names)] = frozenset()
 
     _verifier = field_validator("verifier")(_check_verifier)
 

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from pydantic import SecretStr
+from pydantic import SecretBytes, SecretStr
 
 from .descriptors import ServerDescriptor, User, reveal
 from .protocol import tokens
@@ -79,9 +79,10 @@ class Users:
         self._descriptor = descriptor
         self._verifier: Verifier | None = None
         # Makes the salts of users who do not exist, so that they cannot be told from others.
-        self._mock_secret = secrets.token_bytes(32)
+        secret = secrets.token_bytes(32)
         if descriptor.mock_secret is not None:
-            self._mock_secret = hashlib.sha256(reveal(descriptor.mock_secret).encode()).digest()
+            secret = hashlib.sha256(reveal(descriptor.mock_secret).encode()).digest()
+        self._mock_secret = SecretBytes(secret)
         self._sample: Verifier | None = None
         if isinstance(descriptor.users, Mapping):
             for name in descriptor.users:
@@ -128,7 +129,7 @@ class Users:
                 protocol.send_login,
                 capabilities=capabilities,
                 nonce=secrets.token_urlsafe(18),
-                mock_secret=self._mock_secret,
+                mock_secret=self._mock_secret.get_secret_value(),
                 mock=(sample.iterations, len(sample.salt)) if sample else MOCK,
                 binding=binding,
                 anonymous=self.anybody,
