@@ -368,7 +368,8 @@ class Client:
         try:
             await self._within_timeout(address, self._open(address, can_bind=False))
         except AuthenticationError as exc:
-            if exc.code != "unsupported_mechanism" or not self._may_go_unbound(address):
+            cannot_bind = exc.code == "unsupported_mechanism" and not self.descriptor.certified
+            if not cannot_bind or not self._may_go_unbound(address):
                 raise
             # The server cannot bind. Saying so under the proof exposes whoever only pretended it.
             await self._within_timeout(address, self._open(address, can_bind=True))
@@ -452,6 +453,7 @@ class Client:
         ssl_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if ssl_object is not None and wants_binding and not unbound:
             binding = peer_end_point(ssl_object)
+        certified = descriptor.certified
         fewest = descriptor.limits.min_iterations
         if descriptor.password is not None and user_of(self._password()) is not None:
             fewest = min(fewest, TOKEN_ITERATIONS)  # nobody finds its secret by trying
@@ -460,7 +462,8 @@ class Client:
                 protocol.send_login,
                 capabilities=self._settings.capabilities,
                 nonce=secrets.token_urlsafe(18),
-                user=descriptor.user if descriptor.password is not None else None,
+                user=descriptor.user if descriptor.password is not None or certified else None,
+                external=certified,
                 agent=f"{descriptor.name}/{descriptor.version}",
                 binding=binding,
                 can_bind=unbound,
@@ -548,7 +551,8 @@ class Client:
             else:
                 self._lost(connection.reason)
         elif connection is self._joining and self._login is not None and not self._login.done():
-            if isinstance(error, AuthenticationError) and error.code == "invalid_credentials":
+            wrong = isinstance(error, AuthenticationError) and error.code == "invalid_credentials"
+            if wrong and self.descriptor.password is not None:
                 forget_keys(self._password())
             self._login.set_exception(error)
         elif self.status is Status.READY and connection.id:  # another session has taken its place

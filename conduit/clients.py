@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import ssl
 from collections.abc import Coroutine
 from typing import Any
 
@@ -19,6 +20,7 @@ from .hooks import Hooks
 from .peers import Peers
 from .protocol.events import RESUME, ResumeWanted, VerifierNeeded, WelcomeNeeded
 from .protocol.frames import CloseCode
+from .protocol.scram import REFUSED
 from .protocol.session import EPOCH_BYTES, ID_BYTES, Session
 from .rpc.router import Router
 from .transport.background import Background
@@ -27,6 +29,7 @@ from .transport.link import SocketLink
 from .transport.loop import Shared
 from .transport.running import text_of
 from .transport.settings import Settings
+from .transport.tls import peer_names
 from .users import Found, Users
 
 __all__ = ["Clients"]
@@ -117,7 +120,13 @@ class Clients:
         self._joining[connection] = loop.call_later(
             descriptor.limits.login_timeout, self._too_slow, connection
         )
-        self._users.start_login(connection.protocol, self._settings.capabilities, binding)
+        ssl_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        self._users.start_login(
+            connection.protocol,
+            self._settings.capabilities,
+            binding,
+            frozenset() if ssl_object is None else peer_names(ssl_object),
+        )
         return connection
 
     def _too_slow(self, connection: Connection) -> None:
@@ -140,9 +149,9 @@ class Clients:
             )
         elif isinstance(event, VerifierNeeded):
             if self._users.known_at_once:
-                _found(connection, self._users.find(event.user))
+                self._found(connection, event, self._users.find(event.user))
             else:
-                self._wait(connection, self._look_up(connection, event.user))
+                self._wait(connection, self._look_up(connection, event))
         elif isinstance(event, ResumeWanted) and older is not None:
             self._joining.pop(connection).cancel()
             self._surplus.discard(connection)
@@ -184,16 +193,26 @@ class Clients:
         """Run a step of a login that takes time; it ends with the login at the latest."""
         self._waiting[connection] = self._background.start(step)
 
-    async def _look_up(self, connection: Connection, user: str) -> None:
+    async def _look_up(self, connection: Connection, event: VerifierNeeded) -> None:
         try:
-            found = await self._users.look_up(user)
+            found = await self._users.look_up(event.user)
         except Exception:
-            logger.exception("looking up user %r failed", user)
+            logger.exception("looking up user %r failed", event.user)
             self._refuse(connection, "busy", "users cannot be looked up now", retry=True)
             return
         if not connection.closed:
-            _found(connection, found)
+            self._found(connection, event, found)
             connection.flush()
+
+    def _found(self, connection: Connection, event: VerifierNeeded, user: Found) -> None:
+        """Go on with the login of a user, who may have yet to prove who it is."""
+        connection.roles = user.roles
+        if not event.certified:
+            connection.protocol.verifier_found(user.verifier)
+        elif user.certificate:
+            self.asked(connection, connection.protocol.certified())
+        else:
+            self._refuse(connection, "invalid_credentials", REFUSED)
 
     async def _ask_hooks(self, connection: Connection) -> None:
         try:
@@ -304,9 +323,3 @@ class Clients:
             self.peers.discard(connection)
             logger.info("%r has gone: %s", connection, error)
             self._tell("client_disconnect", connection, connection.reason)
-
-
-def _found(connection: Connection, user: Found) -> None:
-    """Go on with the login of a user, who has yet to prove who it is."""
-    connection.roles = user.roles
-    connection.protocol.verifier_found(user.verifier)

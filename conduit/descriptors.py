@@ -75,15 +75,23 @@ class User(_Model):
 
     Attributes:
         verifier: What `hash_password` makes of the password or the token. A plain `str` is
-            accepted; what is kept is a `SecretStr`.
+            accepted; what is kept is a `SecretStr`. None for a user who has no password.
+        certificate: Whether a certificate with the user's name, signed by `TLS.ca`, is enough.
         roles: One role or several; `requires=` of handlers asks for them. What is kept is a
             `frozenset`.
     """
 
-    verifier: Annotated[SecretStr | str, BeforeValidator(_hide)]
+    verifier: Secret = None
+    certificate: bool = False
     roles: Annotated[frozenset[str] | Roles, BeforeValidator(role_names)] = frozenset()
 
     _verifier = field_validator("verifier")(_check_verifier)
+
+    @model_validator(mode="after")
+    def _may_log_in(self) -> User:
+        if self.verifier is None and not self.certificate:
+            raise ValueError("a user needs a verifier, or certificate=True, to log in at all")
+        return self
 
 
 def _as_user(user: User | SecretStr | str) -> User:
@@ -346,7 +354,8 @@ class ClientDescriptor(_Model):
         urls: Several servers instead, `tcp://host:port` or `tls://host:port`; the first that
             answers is used.
         password: The password, or a token; None for a server that has none.
-        user: The user name. A token says it itself.
+        user: The user name. A token says it itself. With a user, a certificate in `tls` and no
+            password, the certificate says who logs in.
         name: What the client calls itself to the server.
         version: The version of the application.
         use_ipv6: Prefer IPv6 where a name has both kinds of address.
@@ -415,9 +424,29 @@ class ClientDescriptor(_Model):
         agent = f"{self.name}/{self.version}"
         if len(agent.encode()) > 64:
             raise ValueError(f"name and version take {len(agent.encode())} bytes; 64 are the most")
+        if self.certified and not self._verifies:
+            raise ValueError(
+                "without a password the server's certificate alone proves who it is: to log in by "
+                "certificate, leave verify on"
+            )
         if self.tls is not None and any(not Address.parse(url).tls for url in self.urls):
             raise ValueError("tls is set, so every url must begin with tls://")
         return self
+
+    @property
+    def certified(self) -> bool:
+        """Whether the certificate of the client says who logs in, and no password does."""
+        if self.password is not None or "user" not in self.model_fields_set:
+            return False
+        return self.tls is not None and (
+            isinstance(self.tls, ssl.SSLContext) or self.tls.certificate is not None
+        )
+
+    @property
+    def _verifies(self) -> bool:
+        if isinstance(self.tls, ssl.SSLContext):
+            return self.tls.verify_mode is ssl.CERT_REQUIRED and self.tls.check_hostname
+        return self.tls is None or self.tls.verify
 
     @property
     def addresses(self) -> list[Address]:

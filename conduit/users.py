@@ -62,10 +62,11 @@ def new_token(id: str) -> str:
 
 
 class Found(NamedTuple):
-    """What is known of a user; of one who does not exist there is no verifier."""
+    """What is known of a user; of one who does not exist there is neither of the two proofs."""
 
     verifier: Verifier | None
     roles: frozenset[str] = frozenset()
+    certificate: bool = False
 
 
 class Users:
@@ -114,7 +115,11 @@ class Users:
             )
 
     def start_login(
-        self, protocol: CNDT, capabilities: Capabilities, binding: bytes | None
+        self,
+        protocol: CNDT,
+        capabilities: Capabilities,
+        binding: bytes | None,
+        names: frozenset[str] = frozenset(),
     ) -> None:
         """Start the accepting side of a login.
 
@@ -122,6 +127,7 @@ class Users:
             protocol: The peer of the new connection.
             capabilities: What this side accepts.
             binding: The hash of the server's certificate, when the link has one.
+            names: What the verified certificate of the client calls it.
         """
         sample = self._verifier or self._sample
         protocol.accept(
@@ -133,6 +139,7 @@ class Users:
                 mock=(sample.iterations, len(sample.salt)) if sample else MOCK,
                 binding=binding,
                 anonymous=self.anybody,
+                names=names if self._descriptor.users is not None else frozenset(),
                 compress=self._descriptor.enable_compression,
             )
         )
@@ -177,8 +184,11 @@ class Users:
 
 def _found(given: User | SecretStr | str | None) -> Found:
     """Return what is known of a user, or of none; it takes as long for one who does not exist."""
-    text, roles = (given.verifier, given.roles) if isinstance(given, User) else (given, ())
+    user = given if isinstance(given, User) else User.model_construct(verifier=given)
+    text = user.verifier
     if isinstance(text, SecretStr):
         text = text.get_secret_value()
     verifier = Verifier.parse(_NOBODY if text is None else text)
-    return Found(None if text is None else verifier, frozenset(roles))
+    return Found(
+        None if text is None else verifier, frozenset(user.roles), certificate=user.certificate
+    )

@@ -44,6 +44,7 @@ __all__ = [
     "DEFAULT_ITERATIONS",
     "MECHANISM",
     "MECHANISM_PLUS",
+    "REFUSED",
     "SALT_BYTES",
     "ClientScram",
     "Keys",
@@ -66,7 +67,7 @@ _MIN_SALT, _MAX_SALT = 12, 64
 _MAX_PASSWORD, _MAX_USER = 1024, 128  # bytes
 
 # One text for every way in which credentials fail, so that it cannot be told which one it was.
-_REFUSED = "wrong user name or password"
+REFUSED: Final = "wrong user name or password"
 
 # RFC 5802 section 7. A value has no comma (the text is split there), no NUL and is valid UTF-8:
 # without lone surrogates everything that was matched can be encoded.
@@ -494,7 +495,7 @@ class ServerScram(_Exchange):
             not self._doomed,
         )
         if not all(checks):
-            raise AuthenticationError(_REFUSED, code="invalid_credentials")
+            raise AuthenticationError(REFUSED, code="invalid_credentials")
         return f"v={_base64(_mac(self._verifier.server_key, message))}"
 
     def _mock_verifier(self) -> Verifier:

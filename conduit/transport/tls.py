@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..descriptors import TLS, reveal
 
@@ -27,12 +29,15 @@ __all__ = [
     "client_context",
     "end_point_hash",
     "peer_end_point",
+    "peer_names",
     "server_context",
     "server_end_point",
     "shown_by",
 ]
 
 ALPN: Final = "cndt/1"
+
+_NAMES = ("DNS", "URI", "email")
 
 _PEM = re.compile(b"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
@@ -151,6 +156,21 @@ def peer_end_point(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> bytes | None:
     """
     certificate = ssl_object.getpeercert(True)
     return None if certificate is None else end_point_hash(certificate)
+
+
+def peer_names(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> frozenset[str]:
+    """Return what the verified certificate of a peer calls it; nothing if there is none.
+
+    These are the DNS names, URIs and mail addresses of its subjectAltName. Only a certificate
+    without that extension has the common name of its subject, which authorities check less.
+    """
+    certificate: Mapping[str, Any] = ssl_object.getpeercert() or {}  # empty if it was not verified
+    if "subjectAltName" in certificate:
+        names = [name for kind, name in certificate["subjectAltName"] if kind in _NAMES]
+    else:
+        subject = itertools.chain.from_iterable(certificate.get("subject", ()))
+        names = [name for kind, name in subject if kind == "commonName"]
+    return frozenset(name for name in names if name.isprintable() and 0 < len(name.encode()) <= 128)
 
 
 def end_point_hash(certificate: bytes) -> bytes:
