@@ -22,8 +22,10 @@ __all__ = ["Found", "Users", "hash_password", "new_token"]
 DEFAULT_USER = "default"
 """The name of the only user where the descriptor has one password."""
 
-_NOBODY: Final = Verifier(DEFAULT_ITERATIONS, bytes(SALT_BYTES), bytes(32), bytes(32)).text()
-"""A verifier that is nobody's, parsed where a user has none, so that it takes as long."""
+_NOBODY: Final = User(
+    verifier=Verifier(DEFAULT_ITERATIONS, bytes(SALT_BYTES), bytes(32), bytes(32)).text()
+)
+"""A user that nobody is, looked at where there is none, so that it takes as long."""
 
 
 def hash_password(password: str, *, iterations: int | None = None) -> str:
@@ -184,11 +186,11 @@ class Users:
 
 def _found(given: User | SecretStr | str | None) -> Found:
     """Return what is known of a user, or of none; it takes as long for one who does not exist."""
-    user = given if isinstance(given, User) else User.model_construct(verifier=given)
-    text = user.verifier
-    if isinstance(text, SecretStr):
-        text = text.get_secret_value()
-    verifier = Verifier.parse(_NOBODY if text is None else text)
-    return Found(
-        None if text is None else verifier, frozenset(user.roles), certificate=user.certificate
-    )
+    user = _NOBODY if given is None else given
+    if not isinstance(user, User):
+        text = user.get_secret_value() if isinstance(user, SecretStr) else user
+        return Found(Verifier.parse(text))
+    hidden = _NOBODY.verifier if user.verifier is None else user.verifier
+    verifier = Verifier.parse(reveal(hidden))
+    real = user is not _NOBODY and user.verifier is not None
+    return Found(verifier if real else None, frozenset(user.roles), user.certificate)

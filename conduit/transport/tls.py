@@ -19,7 +19,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from ..descriptors import TLS, reveal
 
@@ -164,7 +164,8 @@ def peer_names(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> frozenset[str]:
     These are the DNS names, URIs and mail addresses of its subjectAltName. Only a certificate
     without that extension has the common name of its subject, which authorities check less.
     """
-    certificate: Mapping[str, Any] = ssl_object.getpeercert() or {}  # empty if it was not verified
+    # Empty for one that was not verified.
+    certificate: Mapping[str, Any] = cast("Any", ssl_object.getpeercert()) or {}
     if "subjectAltName" in certificate:
         names = [name for kind, name in certificate["subjectAltName"] if kind in _NAMES]
     else:
