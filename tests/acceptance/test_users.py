@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 from conduit import (
     Client,
     Connection,
+    InterfaceMismatch,
     InvalidParams,
     MethodNotFound,
     PermissionDenied,
@@ -246,6 +247,19 @@ async def test_the_fingerprint_is_that_of_what_a_caller_may_call() -> None:
             assert again.connection.fingerprint not in (ann, bob, eve)
         async with new_client(server, user="eve") as again:
             assert again.connection.fingerprint == eve
+
+
+async def test_an_interface_that_a_user_may_not_call_does_not_fit() -> None:
+    server, _ = guarded_server()
+    async with server:
+        for user, fits in (("ann", True), ("bob", False), ("ann", True), ("bob", False)):
+            client = new_client(server, user=user)
+            client.rpc.bind(Maintenance)
+            if fits:
+                async with client:
+                    continue
+            with pytest.raises(InterfaceMismatch, match="no method 'wipe'"):
+                await within(client.connect())
 
 
 async def test_nobody_is_pointed_to_what_it_may_not_call() -> None:
