@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import blocking, from_thread
 from .client import Client, Status
-from .descriptors import TLS, ClientDescriptor, Limits, ServerDescriptor
+from .descriptors import TLS, ClientDescriptor, Limits, ServerDescriptor, User
 from .exceptions import (
     AuthenticationError,
     CallCancelled,
@@ -34,7 +34,7 @@ from .transport.handling import no_deadline
 from .transport.serving import Response
 from .transport.stream_call import StreamCall
 from .transport.streaming import Stream
-from .users import hash_password
+from .users import hash_password, new_token
 
 __version__ = "0.1.0"
 
@@ -68,11 +68,13 @@ __all__ = [
     "StreamCall",
     "TLS",
     "Unavailable",
+    "User",
     "blocking",
     "data",
     "from_thread",
     "hash_password",
     "idempotent",
+    "new_token",
     "no_deadline",
     "options",
 ]

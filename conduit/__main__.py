@@ -29,6 +29,7 @@ from . import (
     users,
 )
 from .cli import json_text, load_server, parse_parameters
+from .protocol import tokens
 from .protocol.scram import DEFAULT_ITERATIONS
 from .signatures import deprecation, shown, signature
 from .stub import stub as stub_of
@@ -67,7 +68,10 @@ Password = Annotated[
         help="Other users can see it here; the variable is better. Else a terminal is asked.",
     ),
 ]
-User = Annotated[str, typer.Option(help="Who logs in.")]
+User = Annotated[
+    str | None,
+    typer.Option(show_default=False, help="Who logs in: default, unless a token says it itself."),
+]
 Timeout = Annotated[
     float, typer.Option(min=0.001, help="Seconds for the login, and for each answer.")
 ]
@@ -145,7 +149,7 @@ def call(
         typer.Option("--json", metavar="TEXT", help="All parameters as a JSON object or array."),
     ] = None,
     password: Password = None,
-    user: User = "default",
+    user: User = None,
     timeout: Timeout = 10.0,
     ca: CA = None,
     insecure: Insecure = False,
@@ -177,7 +181,7 @@ def discover(
     at: At,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, with JSON Schema.")] = False,
     password: Password = None,
-    user: User = "default",
+    user: User = None,
     timeout: Timeout = 10.0,
     ca: CA = None,
     insecure: Insecure = False,
@@ -244,7 +248,7 @@ def ping(
     at: At,
     count: Annotated[int, typer.Option(min=1, help="How many times.")] = 4,
     password: Password = None,
-    user: User = "default",
+    user: User = None,
     timeout: Timeout = 10.0,
     ca: CA = None,
     insecure: Insecure = False,
@@ -266,15 +270,21 @@ def ping(
 @app.command()
 def hash_password(
     iterations: Annotated[
-        int, typer.Option(min=4096, max=2_000_000, help="Iterations of PBKDF2.")
-    ] = DEFAULT_ITERATIONS,
+        int | None,
+        typer.Option(
+            min=4096,
+            max=2_000_000,
+            show_default=False,
+            help=f"Iterations of PBKDF2; {DEFAULT_ITERATIONS} by default, and few for a token.",
+        ),
+    ] = None,
 ) -> None:
-    """Print the verifier of a password.
+    """Print the verifier of a password or a token.
 
     That is what Server(verifier=...) and Server(users=...) take. The password is the first line of
     stdin; a terminal is asked for it twice.
     """
-    if iterations < FEWEST_ITERATIONS:
+    if iterations is not None and iterations < FEWEST_ITERATIONS:
         typer.echo(f"note: clients refuse fewer than {FEWEST_ITERATIONS} iterations", err=True)
     try:
         if sys.stdin.isatty():
@@ -285,6 +295,23 @@ def hash_password(
     except ValueError as exc:
         _fail(USAGE, exc)
     typer.echo(verifier)
+
+
+@app.command()
+def new_token(
+    id: Annotated[str, typer.Argument(metavar="ID", help="What it is known by, such as ci.")],
+) -> None:
+    """Print a new token, its user, and the verifier for Server(users=...).
+
+    A client takes the token as its password, and needs no user. The token is printed this once.
+    """
+    try:
+        token = users.new_token(id)
+    except ValueError as exc:
+        _fail(USAGE, exc)
+    typer.echo(f"token     {token}")
+    typer.echo(f"user      {tokens.user_of(token)}")
+    typer.echo(f"verifier  {users.hash_password(token)}")
 
 
 @app.command()
@@ -302,17 +329,17 @@ def main() -> None:
 
 
 def _client(
-    at: str, password: str | None, user: str, timeout: float, ca: Path | None, insecure: bool
+    at: str, password: str | None, user: str | None, timeout: float, ca: Path | None, insecure: bool
 ) -> Client:
     """Make the client that the options describe."""
     if password is None and sys.stdin.isatty():
-        question = f"Password of {shown(user)} (Enter for none)"
+        question = f"Password of {shown(user or users.DEFAULT_USER)} (Enter for none)"
         password = typer.prompt(question, "", hide_input=True, show_default=False, err=True)
     try:
         return Client(
             at if "://" in at else f"tcp://{at}",
             password=password or None,
-            user=user,
+            **({} if user is None else {"user": user}),
             name="conduit-command",
             version=__version__,
             reconnect_enabled=False,

@@ -24,6 +24,8 @@ from .hooks import Hooks
 from .protocol.events import KeysNeeded, Resumed
 from .protocol.frames import CloseCode
 from .protocol.login import ClientLogin
+from .protocol.tokens import ITERATIONS as TOKEN_ITERATIONS
+from .protocol.tokens import user_of
 from .rpc.caller import Caller
 from .rpc.interface import ASYNC
 from .rpc.method import Example
@@ -162,6 +164,7 @@ class Client:
         self._background = Background(logger)
         self._connection: Connection | None = None
         self._joining: Connection | None = None
+        self._address: Address | None = None
         self._login: asyncio.Future[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
@@ -365,7 +368,8 @@ class Client:
         try:
             await self._within_timeout(address, self._open(address, can_bind=False))
         except AuthenticationError as exc:
-            if exc.code != "unsupported_mechanism" or not self._may_go_unbound(address):
+            cannot_bind = exc.code == "unsupported_mechanism" and not self.descriptor.certified
+            if not cannot_bind or not self._may_go_unbound(address):
                 raise
             # The server cannot bind. Saying so under the proof exposes whoever only pretended it.
             await self._within_timeout(address, self._open(address, can_bind=True))
@@ -391,6 +395,7 @@ class Client:
         tls = self.descriptor.tls if self.descriptor.tls is not None else TLS()
         loop = asyncio.get_running_loop()
         self._login = login = loop.create_future()
+        self._address = address
         connection: Connection | None = None
 
         def make(link: SocketLink, transport: asyncio.Transport) -> Connection:
@@ -448,20 +453,25 @@ class Client:
         ssl_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if ssl_object is not None and wants_binding and not unbound:
             binding = peer_end_point(ssl_object)
+        certified = descriptor.certified
+        fewest = descriptor.limits.min_iterations
+        if descriptor.password is not None and user_of(self._password()) is not None:
+            fewest = min(fewest, TOKEN_ITERATIONS)  # nobody finds its secret by trying
         protocol.open(
             ClientLogin(
                 protocol.send_login,
                 capabilities=self._settings.capabilities,
                 nonce=secrets.token_urlsafe(18),
-                user=descriptor.user if descriptor.password is not None else None,
+                user=descriptor.user if descriptor.password is not None or certified else None,
+                external=certified,
                 agent=f"{descriptor.name}/{descriptor.version}",
                 binding=binding,
                 can_bind=unbound,
-                min_iterations=descriptor.limits.min_iterations,
+                min_iterations=fewest,
                 max_iterations=descriptor.limits.max_iterations,
                 compress=descriptor.enable_compression,
                 session=self._connection.session if self._connection is not None else None,
-                methods=self._router.fingerprint,
+                methods=self._router.fingerprint(),
             )
         )
         return connection
@@ -484,7 +494,13 @@ class Client:
         return reveal(self.descriptor.password)
 
     async def _derive(self, connection: Connection, event: KeysNeeded) -> None:
-        keys = await client_keys(self._password(), event.salt, event.iterations)
+        try:
+            keys = await client_keys(
+                str(self._address), self._password(), event.salt, event.iterations
+            )
+        except Unavailable as exc:
+            connection.fail(exc, CloseCode.ABNORMAL, exc.message)
+            return
         if not connection.closed:
             connection.protocol.keys_derived(keys)
             connection.flush()
@@ -535,7 +551,8 @@ class Client:
             else:
                 self._lost(connection.reason)
         elif connection is self._joining and self._login is not None and not self._login.done():
-            if isinstance(error, AuthenticationError) and error.code == "invalid_credentials":
+            wrong = isinstance(error, AuthenticationError) and error.code == "invalid_credentials"
+            if wrong and self.descriptor.password is not None:
                 forget_keys(self._password())
             self._login.set_exception(error)
         elif self.status is Status.READY and connection.id:  # another session has taken its place

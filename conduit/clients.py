@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import ssl
 import time
 from collections.abc import Coroutine
 from functools import partial
@@ -22,6 +23,7 @@ from .hooks import Hooks
 from .peers import Peers
 from .protocol.events import RESUME, ResumeWanted, VerifierNeeded, WelcomeNeeded
 from .protocol.frames import CloseCode, OtherVersion
+from .protocol.scram import REFUSED
 from .protocol.session import EPOCH_BYTES, ID_BYTES, Session
 from .rpc.router import Router
 from .transport.background import Background
@@ -30,7 +32,8 @@ from .transport.link import SocketLink
 from .transport.loop import Shared
 from .transport.running import text_of
 from .transport.settings import Settings
-from .users import Users
+from .transport.tls import peer_names
+from .users import Found, Users
 
 __all__ = ["Clients"]
 
@@ -59,7 +62,6 @@ class Clients:
     Attributes:
         connected: The clients that are in, by connection id; those that are away as well.
         peers: The same by who has logged in.
-        binding: The hash of the server's certificate, when there is one.
         admission: Says which sockets may go on to log in.
     """
 
@@ -72,7 +74,6 @@ class Clients:
         self._hooks = hooks
         self._settings = Settings.of(descriptor)
         self._epoch = secrets.token_bytes(EPOCH_BYTES)
-        self.binding: bytes | None = None
         self.connected: dict[str, Connection] = {}
         self.peers = Peers()
         limits = descriptor.limits
@@ -105,8 +106,17 @@ class Clients:
 
     # What the listener calls.
 
-    def connect(self, visit: Visit, link: SocketLink, transport: asyncio.Transport) -> Connection:
-        """Return the connection for a socket that was accepted; its login begins."""
+    def connect(
+        self, visit: Visit, link: SocketLink, transport: asyncio.Transport, binding: bytes | None
+    ) -> Connection:
+        """Return the connection for a socket that was accepted; its login begins.
+
+        Args:
+            visit: The socket, as admission knows it.
+            link: The link over that socket.
+            transport: What carries it.
+            binding: The hash of the certificate that the client was shown, if there is one.
+        """
         loop = asyncio.get_running_loop()
         descriptor = self._descriptor
         connection = Connection(
@@ -125,7 +135,13 @@ class Clients:
         timer = loop.call_later(left, self._too_slow, connection)
         self._joining[connection] = _Joining(visit, timer)
         visit.close = partial(self._give_place, connection)
-        self._users.start_login(connection.protocol, self._settings.capabilities, self.binding)
+        ssl_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        self._users.start_login(
+            connection.protocol,
+            self._settings.capabilities,
+            binding,
+            frozenset() if ssl_object is None else peer_names(ssl_object),
+        )
         return connection
 
     def _give_place(self, connection: Connection) -> None:
@@ -154,12 +170,13 @@ class Clients:
             )
         elif isinstance(event, VerifierNeeded):
             if self._users.known_at_once:
-                connection.protocol.verifier_found(self._users.find(event.user))
+                self._found(connection, event, self._users.find(event.user))
             else:
-                self._wait(connection, self._look_up(connection, event.user))
+                self._wait(connection, self._look_up(connection, event))
         elif isinstance(event, ResumeWanted) and older is not None:
             self._joined(connection)
             self._surplus.discard(connection)
+            older.roles = connection.roles  # they may have changed since the first login
             connection.welcome_back(older, event.accepted, *self._named)
         else:
             assert isinstance(event, (WelcomeNeeded, ResumeWanted))
@@ -196,16 +213,26 @@ class Clients:
         """Run a step of a login that takes time; it ends with the login at the latest."""
         self._waiting[connection] = self._background.start(step)
 
-    async def _look_up(self, connection: Connection, user: str) -> None:
+    async def _look_up(self, connection: Connection, event: VerifierNeeded) -> None:
         try:
-            verifier = await self._users.look_up(user)
+            found = await self._users.look_up(event.user)
         except Exception:
-            logger.exception("looking up user %r failed", user)
+            logger.exception("looking up user %r failed", event.user)
             self._refuse(connection, "busy", "users cannot be looked up now", retry=True)
             return
         if not connection.closed:
-            connection.protocol.verifier_found(verifier)
+            self._found(connection, event, found)
             connection.flush()
+
+    def _found(self, connection: Connection, event: VerifierNeeded, user: Found) -> None:
+        """Go on with the login of a user, who may have yet to prove who it is."""
+        connection.roles = user.roles
+        if not event.certified:
+            connection.protocol.verifier_found(user.verifier)
+        elif user.certificate:
+            self.asked(connection, connection.protocol.certified())
+        else:
+            self._refuse(connection, "invalid_credentials", REFUSED)
 
     async def _ask_hooks(self, connection: Connection) -> None:
         try:
@@ -251,7 +278,7 @@ class Clients:
     def _let_in(self, connection: Connection) -> None:
         # Once more, because another one may have come while hooks were asked.
         if not connection.closed and not self._refuses_another(connection, connection.identity):
-            connection.welcome(*self._named, self._router.fingerprint)
+            connection.welcome(*self._named, self._router.fingerprint(connection.roles))
 
     def opened(self, connection: Connection) -> None:
         """Count a client in."""

@@ -24,9 +24,19 @@ from pydantic import (
     model_validator,
 )
 
+from .protocol import tokens
 from .protocol.scram import Verifier, normalise
+from .roles import Roles, role_names
 
-__all__ = ["TLS", "Address", "ClientDescriptor", "Limits", "ServerDescriptor", "reveal"]
+__all__ = [
+    "TLS",
+    "Address",
+    "ClientDescriptor",
+    "Limits",
+    "ServerDescriptor",
+    "User",
+    "reveal",
+]
 
 Seconds = Annotated[float, Field(ge=0.001, le=1_000_000, allow_inf_nan=False)]
 """A time that can be told in milliseconds."""
@@ -50,9 +60,6 @@ def _check_network(network: str) -> str:
 
 Networks = tuple[Annotated[str, AfterValidator(_check_network)], ...]
 
-UserLookup = Callable[[str], Awaitable["str | None"]]
-"""`await lookup(user)` returns the user's verifier, or None."""
-
 
 class _Model(BaseModel):
     # An error must not show the password that it complains about.
@@ -61,8 +68,61 @@ class _Model(BaseModel):
     )
 
 
+def reveal(secret: SecretStr | str | None) -> str:
+    """Return the text of a secret that is there."""
+    assert isinstance(secret, SecretStr)
+    return secret.get_secret_value()
+
+
+def _check_verifier(verifier: SecretStr | None) -> SecretStr | None:
+    if verifier is not None:
+        Verifier.parse(reveal(verifier))
+    return verifier
+
+
+class User(_Model):
+    """Who may log in, and what for.
+
+    Attributes:
+        verifier: What `hash_password` makes of the password or the token. A plain `str` is
+            accepted; what is kept is a `SecretStr`. None for a user who has no password.
+        certificate: Whether a certificate with the user's name, signed by `TLS.ca`, is enough.
+        roles: One role or several; `requires=` of handlers asks for them. What is kept is a
+            `frozenset`.
+    """
+
+    verifier: Secret = None
+    certificate: bool = False
+    roles: Annotated[frozenset[str] | Roles, BeforeValidator(role_names)] = frozenset()
+
+    _verifier = field_validator("verifier")(_check_verifier)
+
+    @model_validator(mode="after")
+    def _may_log_in(self) -> User:
+        if self.verifier is None and not self.certificate:
+            raise ValueError("a user needs a verifier, or certificate=True, to log in at all")
+        return self
+
+
+def _as_user(user: User | SecretStr | str) -> User:
+    """Return a user; who is given as a verifier has no roles.
+
+    Raises:
+        ValueError: The verifier is none; the text does not quote it.
+    """
+    if isinstance(user, User):
+        return user
+    text = user.get_secret_value() if isinstance(user, SecretStr) else user
+    Verifier.parse(text)  # which says what is wrong in fewer words than the model
+    return User(verifier=text)
+
+
+UserLookup = Callable[[str], Awaitable["User | SecretStr | str | None"]]
+"""`await lookup(user)` returns the user, or only the verifier, or None."""
+
+
 class TLS(_Model):
-    """Certificates. The files are read when the server or the client starts.
+    """Certificates. The files are read when a server starts, and at each attempt of a client.
 
     Attributes:
         certificate: PEM file of this side's certificate chain. A server needs one; a client shows
@@ -182,12 +242,6 @@ def _without_password(url: str) -> str:
     return re.sub(r"//[^@/]*@", "//***@", url)
 
 
-def reveal(secret: SecretStr | str | None) -> str:
-    """Return the text of a secret that is there."""
-    assert isinstance(secret, SecretStr)
-    return secret.get_secret_value()
-
-
 def _check_password(password: SecretStr | None) -> SecretStr | None:
     if password is not None:
         normalise(reveal(password))
@@ -204,8 +258,12 @@ class ServerDescriptor(_Model):
         password: One password for the user `default`.
         verifier: The same without the plain password, from `conduit hash-password`; recommended for
             production, because it stays the same over restarts.
-        users: User name to verifier; a mapping, or an async function that returns None for a user
-            who does not exist.
+        users: User name to `User`, or to the verifier of a user without roles; a mapping, which is
+            copied, or an async function that returns None for a user who does not exist.
+        mock_secret: Random text of 16 characters or more that makes the salts of users who do not
+            exist. Keep it over restarts, and share it between servers with the same users, where
+            nobody is to find out by a salt that changes who exists. By default it is a new one at
+            each start.
         name: What the server calls itself to its clients.
         version: The version of the application.
         host: Address to listen on; 0.0.0.0 means every IPv4 interface, and every IPv6 one with
@@ -237,7 +295,10 @@ class ServerDescriptor(_Model):
 
     password: Secret = None
     verifier: Secret = None
-    users: Annotated[Mapping[str, str] | UserLookup | None, Field(repr=False, exclude=True)] = None
+    users: Annotated[
+        Mapping[str, User | SecretStr | str] | UserLookup | None, Field(repr=False, exclude=True)
+    ] = None
+    mock_secret: Secret = None
     name: Name = "conduit-server"
     version: Annotated[str, Field(max_length=20)] = "1.0.0"
     host: str = "0.0.0.0"  # the documented default; every start without TLS warns
@@ -260,26 +321,35 @@ class ServerDescriptor(_Model):
 
     _password = field_validator("password")(_check_password)
 
-    @field_validator("verifier")
+    _verifier = field_validator("verifier")(_check_verifier)
+
+    @field_validator("mock_secret")
     @classmethod
-    def _parse_verifier(cls, verifier: SecretStr | None) -> SecretStr | None:
-        if verifier is not None:
-            Verifier.parse(reveal(verifier))
-        return verifier
+    def _check_mock_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret) < 16:
+            raise ValueError(f"mock_secret has {len(secret)} characters, fewer than 16")
+        return secret
 
     @field_validator("users")
     @classmethod
     def _parse_users(cls, users: Any) -> Any:
-        if isinstance(users, Mapping):
-            for user, verifier in users.items():
-                try:
-                    Verifier.parse(verifier)
-                except ValueError as exc:
-                    raise ValueError(f"user {user!r}: {exc}") from None
-        return users
+        if not isinstance(users, Mapping):
+            return users
+        known: dict[str, User] = {}
+        for name, user in users.items():
+            try:
+                known[name] = _as_user(user)
+            except ValueError as exc:
+                raise ValueError(f"user {name!r}: {exc}") from None
+        return known
 
     @model_validator(mode="after")
     def _consistent(self) -> ServerDescriptor:
+        if self.password is not None and (user := tokens.user_of(reveal(self.password))):
+            raise ValueError(
+                f"the password is a token, which logs in as {user!r}: "
+                f"users={{{user!r}: hash_password(...)}}"
+            )
         given = [
             name for name in ("password", "verifier", "users") if getattr(self, name) is not None
         ]
@@ -306,8 +376,9 @@ class ClientDescriptor(_Model):
         server_port: Its TCP port.
         urls: Several servers instead, `tcp://host:port` or `tls://host:port`; the first that
             answers is used.
-        password: The password; None for a server that has none.
-        user: The user name.
+        password: The password, or a token; None for a server that has none.
+        user: The user name. A token says it itself. With a user, a certificate in `tls` and no
+            password, the certificate says who logs in.
         name: What the client calls itself to the server.
         version: The version of the application.
         use_ipv6: Prefer IPv6 where a name has both kinds of address.
@@ -346,6 +417,19 @@ class ClientDescriptor(_Model):
 
     _password = field_validator("password")(_check_password)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_user_from_token(cls, fields: Any) -> Any:
+        password = fields.get("password") if isinstance(fields, dict) else None
+        if isinstance(password, SecretStr):
+            password = password.get_secret_value()
+        user = tokens.user_of(password) if isinstance(password, str) else None
+        if user is None:
+            return fields
+        if fields.get("user", user) != user:
+            raise ValueError(f"the token is that of user {user!r}; leave user= out")
+        return {**fields, "user": user}
+
     @field_validator("urls")
     @classmethod
     def _parse_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
@@ -363,9 +447,29 @@ class ClientDescriptor(_Model):
         agent = f"{self.name}/{self.version}"
         if len(agent.encode()) > 64:
             raise ValueError(f"name and version take {len(agent.encode())} bytes; 64 are the most")
+        if self.certified and not self._verifies:
+            raise ValueError(
+                "without a password the server's certificate alone proves who it is: to log in by "
+                "certificate, leave verify on"
+            )
         if self.tls is not None and any(not Address.parse(url).tls for url in self.urls):
             raise ValueError("tls is set, so every url must begin with tls://")
         return self
+
+    @property
+    def certified(self) -> bool:
+        """Whether the certificate of the client says who logs in, and no password does."""
+        if self.password is not None or "user" not in self.model_fields_set:
+            return False
+        return self.tls is not None and (
+            isinstance(self.tls, ssl.SSLContext) or self.tls.certificate is not None
+        )
+
+    @property
+    def _verifies(self) -> bool:
+        if isinstance(self.tls, ssl.SSLContext):
+            return self.tls.verify_mode is ssl.CERT_REQUIRED and self.tls.check_hostname
+        return self.tls is None or self.tls.verify
 
     @property
     def addresses(self) -> list[Address]:

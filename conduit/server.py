@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import signal
+import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from .clients import Clients
 from .descriptors import Address, ServerDescriptor
 from .hooks import Hooks
 from .protocol.frames import HEADER, PRIORITY, FrameType, word
+from .roles import Roles
 from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
@@ -23,7 +25,7 @@ from .transport.connection import Connection
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
 from .transport.messages import encode_message
-from .transport.tls import server_context, server_end_point
+from .transport.tls import shown_by
 from .transport.watchdog import Watchdog
 from .users import Users
 
@@ -69,7 +71,12 @@ class Server:
     # Handlers and hooks.
 
     def on(
-        self, name: str, *, concurrent: bool = False, thread: bool | None = None
+        self,
+        name: str,
+        *,
+        concurrent: bool = False,
+        thread: bool | None = None,
+        requires: Roles = (),
     ) -> Callable[[F], F]:
         """Register a handler for messages: `async def handler(connection, message)`.
 
@@ -80,12 +87,16 @@ class Server:
             name: The message's name.
             concurrent: Run beside other messages of the same connection.
             thread: False runs a plain `def` on the event loop instead of in a thread.
+            requires: A role that the sender must have, or several, all of which it must have. The
+                message of another is dropped, or answered with `PermissionDenied`.
 
         Raises:
             ValueError: The name has a handler already.
             TypeError: The signature does not fit, or an annotation cannot be resolved.
         """
-        return self._router.message_decorator(name, concurrent=concurrent, thread=thread)
+        return self._router.message_decorator(
+            name, concurrent=concurrent, thread=thread, requires=requires
+        )
 
     @overload
     def rpc(self, function: F, /) -> F: ...
@@ -101,6 +112,7 @@ class Server:
         thread: bool | None = None,
         deprecated: bool | str = False,
         examples: Iterable[Example] = (),
+        requires: Roles = (),
     ) -> Callable[[F], F]: ...
 
     def rpc(
@@ -113,6 +125,7 @@ class Server:
         thread: bool | None = None,
         deprecated: bool | str = False,
         examples: Iterable[Example] = (),
+        requires: Roles = (),
     ) -> Any:
         """Register a method: `@server.rpc`, or `@server.rpc("name", timeout=5)`.
 
@@ -128,6 +141,9 @@ class Server:
                 decorator `warnings.deprecated` on the function says the same.
             examples: Parameters of calls that show how it is used, each as `rpc.call` takes them,
                 for `discover`; the items of a stream that the caller sends are a list.
+            requires: A role that the caller must have, or several, all of which it must have; see
+                `User`. Anybody else gets `PermissionDenied` before the parameters are looked at,
+                and discovery does not show the method.
 
         Raises:
             ValueError: The name has a handler already, or an example does not fit.
@@ -140,9 +156,10 @@ class Server:
             thread=thread,
             deprecated=deprecated,
             examples=examples,
+            requires=requires,
         )
 
-    def serve(self, interface: type[Any], implementation: object) -> None:
+    def serve(self, interface: type[Any], implementation: object, *, requires: Roles = ()) -> None:
         """Register the methods of an interface; `rpc.bind(interface)` is how they are called.
 
         Parameters, results and items are validated by the annotations of the interface. The
@@ -154,13 +171,15 @@ class Server:
             implementation: An object with all the methods of the interface: for a stream a
                 generator, a plain `def` that returns an async iterator, or, as for
                 `-> StreamCall[T, R]`, `async def` with a parameter `Stream[T]` that returns `R`.
+            requires: The roles that a caller of any of the methods must have, as for `rpc`. What
+                needs other roles is an interface of its own; one object may implement several.
 
         Raises:
             ValueError: One of the names has a handler already; then none is registered.
             TypeError: A method is missing or does not fit, or the interface cannot be served; the
                 text says which and why.
         """
-        self._router.add_interface(interface, implementation)
+        self._router.add_interface(interface, implementation, requires=requires)
 
     @overload
     def on_startup(self, function: F) -> F: ...
@@ -282,11 +301,10 @@ class Server:
             host=_host(descriptor), port=descriptor.port, tls=descriptor.tls is not None
         )
         self._check_exposure(address)
-        context = server_context(descriptor.tls) if descriptor.tls is not None else None
-        if descriptor.tls is not None:
-            self._clients.binding = server_end_point(descriptor.tls)
+        shown = shown_by(descriptor.tls) if descriptor.tls is not None else None
         await self._users.prepare()
-        _ = self._router.fingerprint  # made now, and not while the first client waits
+        for roles in self._users.roles:
+            self._router.fingerprint(roles)  # made now, and not while the first client waits
         listening = await bind(address, ipv6=descriptor.ipv6)
         self._address = listening.getsockname()[:2]
         try:
@@ -297,7 +315,7 @@ class Server:
             raise
         self._listener = Listener(
             listening,
-            context,
+            shown,
             self._clients.admission,
             self._clients.connect,
             patience=descriptor.limits.login_timeout,
@@ -323,6 +341,24 @@ class Server:
                 "way; use tls=TLS(certificate=..., key=...)",
                 address,
             )
+
+    def reload_tls(self) -> None:
+        """Read the files of `tls=TLS(...)` again, for the connections that come from now on.
+
+        Those that are up stay as they are. When it raises, nothing has changed.
+
+        Raises:
+            OSError, ssl.SSLError, ValueError: The files cannot be used; as `start`.
+            RuntimeError: The server does not run, or there are no files: it serves plain TCP, or
+                `tls` is a context, which can be loaded again by whoever has made it.
+        """
+        tls, listener = self.descriptor.tls, self._listener
+        if listener is None:
+            raise RuntimeError("the server does not run; start() reads the certificate")
+        if tls is None or isinstance(tls, ssl.SSLContext):
+            raise RuntimeError("the server has no TLS(certificate=...) that could be read again")
+        listener.tls = shown_by(tls)
+        logger.info("%s shows the certificate %s from now on", self.name, tls.certificate)
 
     async def stop(self, grace: float = 5.0) -> None:
         """Stop: accept nobody, let running handlers end, close every connection.

@@ -474,6 +474,60 @@ GOLDEN: dict[str, Golden] = {
         meaning="in place of step 4: the login failed",
         alone=True,
     ),
+    "auth_request_external": Golden(
+        sender="client",
+        hex=(
+            "434e4454010700000000006100000000000000010000019b76daa80000000000"
+            "86a17601a46d656368a845585445524e414ca5736372616da86465766963652d37a46361707382a9"
+            "6672616d655f6d6178ce00100000a46665617491a6726573756d65a773657373696f6ec0a5616765"
+            "6e74ae636f6e647569742d70792f312e30"
+        ),
+        type=7,
+        flags=0,
+        id=1,
+        seq=0,
+        value={
+            "v": 1,
+            "mech": "EXTERNAL",
+            "scram": "device-7",
+            "caps": {"frame_max": 1048576, "feat": ["resume"]},
+            "session": None,
+            "agent": "conduit-py/1.0",
+        },
+        meaning="login by certificate: the client says who it is",
+        alone=True,
+    ),
+    "auth_success_external": Golden(
+        sender="server",
+        hex=(
+            "434e445401080000000000b900000000000000010000019b76daa80000000000"
+            "86a5736372616da0a86964656e74697479a86465766963652d37a773657373696f6e85a26964c410"
+            "000102030405060708090a0b0c0d0e0fa565706f6368c408f0f1f2f3f4f5f6f7a7726573756d6564"
+            "c2a47265637600a374746c00a2686292cd7530ce00015f90a673657276657282a46e616d65ae636f"
+            "6e647569742d736572766572a776657273696f6ea5312e302e30a463617073c42083a17601a96672"
+            "616d655f6d6178ce00100000a46665617491a6726573756d65"
+        ),
+        type=8,
+        flags=0,
+        id=1,
+        seq=0,
+        value={
+            "scram": "",
+            "identity": "device-7",
+            "session": {
+                "id": b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\x0b\x0c\r\x0e\x0f",
+                "epoch": b"\xf0\xf1\xf2\xf3\xf4\xf5\xf6\xf7",
+                "resumed": False,
+                "recv": 0,
+                "ttl": 0,
+            },
+            "hb": [30000, 90000],
+            "server": {"name": "conduit-server", "version": "1.0.0"},
+            "caps": b"\x83\xa1v\x01\xa9frame_max\xce\x00\x10\x00\x00\xa4feat\x91\xa6resume",
+        },
+        meaning="the answer to it: the server lets the client in",
+        alone=True,
+    ),
     "compressed": Golden(
         sender="client",
         hex=(

@@ -355,6 +355,23 @@ def test_hash_password_refuses_what_no_login_could_use() -> None:
     assert conduit("hash-password", "--iterations", "1", given="x").code == 2
 
 
+async def test_new_token_prints_all_that_both_sides_need() -> None:
+    done = conduit("new-token", "ci")
+    assert (done.code, done.errors) == (0, "")
+    printed = dict(line.split(maxsplit=1) for line in done.output.splitlines())
+    assert printed.keys() == {"token", "user", "verifier"}
+    assert printed["user"] == "cnd_ci"
+    async with serving(users={printed["user"]: printed["verifier"]}) as at:
+        done = await run("call", at, "add", "a=1", "b=2", password=printed["token"])
+        assert (done.code, done.output, done.errors) == (0, "3\n", "")
+        done = await run("call", at, "add", "--user", "ann", password=printed["token"])
+        assert done.failed(2, "the token is that of user 'cnd_ci'")
+    hashed = conduit("hash-password", given=printed["token"])
+    assert (hashed.code, hashed.errors) == (0, "")
+    assert Verifier.parse(hashed.output.strip()).iterations == 4096
+    assert conduit("new-token", "a b").failed(2, "the id of a token")
+
+
 def test_gen_password_prints_128_bits() -> None:
     first, second = conduit("gen-password").output, conduit("gen-password").output
     assert first != second

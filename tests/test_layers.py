@@ -21,8 +21,10 @@ PACKAGE = ROOT / "conduit"
 # own line or of those below. `conduit/__init__.py` gathers the public names and stands outside.
 LAYERS = [
     {"exceptions", "signatures"},
-    {"penalties", "protocol.frames", "protocol.plain", "protocol.proxy", "protocol.scram"},
+    {"penalties", "roles"},
+    {"protocol.frames", "protocol.plain", "protocol.proxy", "protocol.tokens"},
     {"admission"},
+    {"protocol.scram"},
     {"protocol.payload", "protocol.session", "protocol.events"},
     {"protocol.describe", "protocol.writer"},
     {"protocol.reader"},

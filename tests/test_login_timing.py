@@ -32,7 +32,7 @@ def refused_login(users: Users, user: str) -> tuple[int, bytes]:
     started = time.perf_counter_ns()
     (asked,) = server.receive(request)
     assert isinstance(asked, VerifierNeeded)
-    server.verifier_found(users.find(asked.user))
+    server.verifier_found(users.find(asked.user).verifier)
     challenge = written(server)
     spent = time.perf_counter_ns() - started
 

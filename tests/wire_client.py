@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -445,9 +446,17 @@ class WireClient(Wire):
     """The connecting side."""
 
     def __init__(
-        self, host: str, port: int, caps: dict[str, Any] | None = None, timeout: float = 5.0
+        self,
+        host: str,
+        port: int,
+        caps: dict[str, Any] | None = None,
+        timeout: float = 5.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(dial(host, port, timeout), 1, caps)
+        sock = dial(host, port, timeout)
+        if tls is not None:
+            sock = tls.wrap_socket(sock, server_hostname="localhost")
+        super().__init__(sock, 1, caps)
         self.own_caps = caps or {}
         self.success: dict[str, Any] = {}
 
@@ -474,12 +483,18 @@ class WireClient(Wire):
         nonce: str = "",
         methods: bytes = b"",
         session: dict[str, Any] | None = None,
+        external: bool = False,
     ) -> WireClient:
-        """Log in, without a password as ANONYMOUS; raise `LoginFailed` or `WireError`."""
+        """Log in: by password, by certificate (`external`), or as ANONYMOUS.
+
+        Raises `LoginFailed` or `WireError`.
+        """
         nonce = nonce or b64(os.urandom(18))
         bare = f"n={user.replace('=', '=3D').replace(',', '=2C')},r={nonce}"
         scram = "" if password is None else "n,," + bare
         mech = "ANONYMOUS" if password is None else "SCRAM-SHA-256"
+        if external:
+            mech, scram = "EXTERNAL", user
         payload = {"v": 1, "mech": mech, "scram": scram, "caps": self.own_caps}
         payload |= {"session": session, "agent": agent}
         request = pack({**payload, "methods": methods} if methods else payload)

@@ -44,7 +44,9 @@ from .events import (
     Peer,
     Ponged,
     Resumed,
+    ResumeWanted,
     VerifierNeeded,
+    WelcomeNeeded,
 )
 from .frames import (
     ENVELOPE,
@@ -160,7 +162,7 @@ class CNDT(FrameReader):
         self._login = login
         self.holds = True
         self.peer = login.peer
-        self._enter(State.AWAIT_CHALLENGE if login.user is not None else State.AWAIT_SUCCESS)
+        self._enter(State.AWAIT_CHALLENGE if login.proves else State.AWAIT_SUCCESS)
         login.open()
 
     def verifier_found(self, verifier: Verifier | None) -> None:
@@ -168,6 +170,16 @@ class CNDT(FrameReader):
         assert isinstance(self._login, ServerLogin)
         self._login.verifier_found(verifier)
         self._enter(State.AWAIT_PROOF)
+
+    def certified(self) -> WelcomeNeeded | ResumeWanted:
+        """Go on after a `VerifierNeeded` that is `certified`: the user may log in so.
+
+        Returns:
+            The next question.
+        """
+        assert isinstance(self._login, ServerLogin)
+        self._enter(State.AWAIT_WELCOME)
+        return self._login.certified()
 
     def keys_derived(self, keys: Keys) -> None:
         """Go on after `KeysNeeded`."""

@@ -118,10 +118,13 @@ class VerifierNeeded:
     Attributes:
         user: Who wants to log in.
         session: The session that they claim to have, or nothing.
+        certified: Their certificate has this name: no verifier is asked for, only whether they may
+            log in so. Then `certified` is called in place of `verifier_found`, or `refuse`.
     """
 
     user: str
     session: bytes = b""
+    certified: bool = False
 
 
 @dataclass(frozen=True, slots=True)

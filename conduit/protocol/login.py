@@ -31,6 +31,8 @@ from .scram import (
     DEFAULT_ITERATIONS,
     MECHANISM,
     MECHANISM_PLUS,
+    REFUSED,
+    SALT_BYTES,
     ClientScram,
     Keys,
     ServerScram,
@@ -39,12 +41,15 @@ from .scram import (
 )
 from .session import EPOCH_BYTES, ID_BYTES, Session
 
-__all__ = ["ANONYMOUS", "MOCK", "ClientLogin", "ServerLogin"]
+__all__ = ["ANONYMOUS", "EXTERNAL", "MOCK", "ClientLogin", "ServerLogin"]
 
 ANONYMOUS: Final = "ANONYMOUS"
 """The mechanism of a server that has no users, which serves only its own machine."""
 
-MOCK: Final = (DEFAULT_ITERATIONS, 16)
+EXTERNAL: Final = "EXTERNAL"
+"""The mechanism of a client whose certificate says who it is (RFC 4422 appendix A)."""
+
+MOCK: Final = (DEFAULT_ITERATIONS, SALT_BYTES)
 """Iterations and bytes of salt of a user who does not exist, where there is no better example."""
 
 AGENT_BYTES: Final = 64
@@ -62,10 +67,11 @@ class ServerLogin:
         send: Queues an AUTH frame.
         capabilities: What this side accepts.
         nonce: 24 characters of base64, fresh for this connection.
-        mock_secret: Makes the salts of users that do not exist; the same for the whole process.
+        mock_secret: Makes the salts of users that do not exist; always the same.
         mock: Iterations and bytes of salt that unknown users are told, as known ones are.
         binding: The hash of the server's certificate, when the link has one.
         anonymous: The server has no users, and lets everybody in.
+        names: What the verified certificate of the client calls it, where that may log in.
         compress: Whether this side compresses what it sends, if the peer can inflate.
     """
 
@@ -79,6 +85,7 @@ class ServerLogin:
         mock: tuple[int, int] = MOCK,
         binding: bytes | None = None,
         anonymous: bool = False,
+        names: frozenset[str] = frozenset(),
         compress: bool = False,
     ) -> None:
         self.peer = Peer()
@@ -93,6 +100,10 @@ class ServerLogin:
             if binding is not None
             else [MECHANISM]
         )
+        if names:
+            self._mechanisms.append(EXTERNAL)
+        self._names = names
+        self._signs = not anonymous
         self._scram = ServerScram(
             nonce,
             binding=binding,
@@ -137,8 +148,15 @@ class ServerLogin:
         if self._anonymous:
             self.peer.identity = "anonymous"
             return self._known()
+        claimed = self._wanted[0] if self._wanted else b""
+        if mechanism == EXTERNAL:
+            user = _text(request, "scram")
+            if user not in self._names:
+                raise AuthenticationError(REFUSED, code="invalid_credentials")
+            self.peer.identity, self._signs = user, False
+            return VerifierNeeded(user, claimed, certified=True)
         self.peer.identity = self._scram.start(mechanism, _text(request, "scram"))
-        return VerifierNeeded(self.peer.identity, self._wanted[0] if self._wanted else b"")
+        return VerifierNeeded(self.peer.identity, claimed)
 
     def verifier_found(self, verifier: Verifier | None) -> None:
         """Send AUTH_CHALLENGE; None for a user that does not exist, who is not told so."""
@@ -146,6 +164,10 @@ class ServerLogin:
         digest = transcript_digest(VERSION, self._request, caps)
         challenge = self._scram.challenge(verifier, digest)
         self._send(FrameType.AUTH_CHALLENGE, {"scram": challenge, "caps": caps})
+
+    def certified(self) -> WelcomeNeeded | ResumeWanted:
+        """Go on with a user whose certificate is enough."""
+        return self._known()
 
     def proved(self, payload: bytes) -> WelcomeNeeded | ResumeWanted:
         """Take AUTH_RESPONSE.
@@ -201,7 +223,7 @@ class ServerLogin:
         }
         if methods:
             body["methods"] = methods
-        if self._anonymous:
+        if not self._signs:
             body["caps"] = packb(self.capabilities.to_map())
         self._send(FrameType.AUTH_SUCCESS, body)
 
@@ -229,6 +251,8 @@ class ClientLogin:
         capabilities: What this side accepts.
         nonce: 24 characters of base64, fresh for this connection.
         user: Who logs in, or None to log in without a password.
+        external: The certificate that this side shows says so, and no password. Only over TLS, and
+            only if the server's certificate was verified: nothing else proves who it is.
         agent: `name/version`, what this side calls itself.
         binding: The hash of the certificate that the server showed, under TLS.
         can_bind: Whether this side could have bound, had the server offered it.
@@ -246,6 +270,7 @@ class ClientLogin:
         capabilities: Capabilities,
         nonce: str,
         user: str | None,
+        external: bool = False,
         agent: str,
         binding: bytes | None = None,
         can_bind: bool = False,
@@ -263,6 +288,8 @@ class ClientLogin:
         self._agent = agent
         self._methods = methods
         self.user = user
+        self._external = external
+        self.proves = user is not None and not external
         self._request = b""
         self._scram = ClientScram(
             user or "anonymous",
@@ -275,13 +302,18 @@ class ClientLogin:
 
     def open(self) -> None:
         """Send AUTH_REQUEST."""
-        anonymous, session = self.user is None, self._session
+        session = self._session
+        mechanism, scram = ANONYMOUS, ""
+        if self._external:
+            mechanism, scram = EXTERNAL, self.user or ""
+        elif self.user is not None:
+            mechanism, scram = self._scram.mechanism, self._scram.first()
         self._request = self._send(
             FrameType.AUTH_REQUEST,
             {
                 "v": VERSION,
-                "mech": ANONYMOUS if anonymous else self._scram.mechanism,
-                "scram": "" if anonymous else self._scram.first(),
+                "mech": mechanism,
+                "scram": scram,
                 "caps": self.capabilities.to_map(),
                 "session": session
                 and {"id": session.id, "epoch": session.epoch, "recv": session.received},
@@ -323,7 +355,7 @@ class ClientLogin:
             ProtocolError: The payload is not what the specification says.
         """
         success = _map(payload)
-        if self.user is not None:
+        if self.proves:
             self._scram.verify(_text(success, "scram"))
         else:
             caps = success.get("caps")
@@ -369,11 +401,12 @@ class ClientLogin:
         if code == "unsupported_version":
             return ProtocolError(message)
         if code == "invalid_credentials":
-            return AuthenticationError(
-                f"the server refused user {self.user!r}: wrong user name or password"
-            )
+            why = "its certificate does not let it in" if self._external else REFUSED
+            return AuthenticationError(f"the server refused user {self.user!r}: {why}")
         if code == "unsupported_mechanism" and self.user is None:
             message = "the server wants a password"
+        elif code == "unsupported_mechanism" and self._external:
+            message = "the server lets nobody in by a certificate; is it to have users and a ca?"
         elif code == "unsupported_mechanism" and failure.get("mechs") == [ANONYMOUS]:
             message = "the server has no password, so it cannot prove itself; leave yours out"
         return AuthenticationError(message or code, code=code)

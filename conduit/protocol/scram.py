@@ -21,7 +21,7 @@ Within the grammar of RFC 5802 there are three additions. The extension `d` in s
 what was negotiated outside SCRAM under both signatures (`transcript_digest`). The client has a
 floor and a ceiling for iterations: a false server that asks for few would get a proof that is cheap
 to attack. A user who does not exist gets a stable mock verifier, and fails where, when and how a
-wrong password does. Channel binding is `tls-server-end-point` (RFC 5929).
+wrong password, or a wrong token, does. Channel binding is `tls-server-end-point` (RFC 5929).
 
 A message from the peer is accepted or raises `AuthenticationError`; a step that failed ends its
 exchange. `ValueError` and `RuntimeError` are mistakes of the calling code.
@@ -38,11 +38,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from ..exceptions import AuthenticationError
+from . import tokens
 
 __all__ = [
     "DEFAULT_ITERATIONS",
     "MECHANISM",
     "MECHANISM_PLUS",
+    "REFUSED",
+    "SALT_BYTES",
     "ClientScram",
     "Keys",
     "ServerScram",
@@ -55,6 +58,7 @@ __all__ = [
 MECHANISM: Final = "SCRAM-SHA-256"
 MECHANISM_PLUS: Final = "SCRAM-SHA-256-PLUS"
 DEFAULT_ITERATIONS: Final = 600_000
+SALT_BYTES: Final = 16
 
 _BOUND = "p=tls-server-end-point"  # the flag at the start of the GS2 header
 _DIGEST_SIZE = 32
@@ -63,7 +67,7 @@ _MIN_SALT, _MAX_SALT = 12, 64
 _MAX_PASSWORD, _MAX_USER = 1024, 128  # bytes
 
 # One text for every way in which credentials fail, so that it cannot be told which one it was.
-_REFUSED = "wrong user name or password"
+REFUSED: Final = "wrong user name or password"
 
 # RFC 5802 section 7. A value has no comma (the text is split there), no NUL and is valid UTF-8:
 # without lone surrogates everything that was matched can be encoded.
@@ -380,7 +384,7 @@ class ServerScram(_Exchange):
         mock_secret: At least 16 random bytes that stay the same, so that a user who does not
             exist has the same salt in every login.
         mock_iterations: What users who do not exist are asked for; the count that the verifiers
-            of real users have.
+            of real users have. Those whose name is that of a token are asked for a token's.
 
     Raises:
         ValueError: The nonce or the mock secret is not usable.
@@ -396,7 +400,7 @@ class ServerScram(_Exchange):
         binding: bytes | None = None,
         mock_secret: bytes,
         mock_iterations: int = DEFAULT_ITERATIONS,
-        mock_salt_bytes: int = 16,
+        mock_salt_bytes: int = SALT_BYTES,
     ) -> None:
         super().__init__("start")
         if len(mock_secret) < 16:
@@ -491,7 +495,7 @@ class ServerScram(_Exchange):
             not self._doomed,
         )
         if not all(checks):
-            raise AuthenticationError(_REFUSED, code="invalid_credentials")
+            raise AuthenticationError(REFUSED, code="invalid_credentials")
         return f"v={_base64(_mac(self._verifier.server_key, message))}"
 
     def _mock_verifier(self) -> Verifier:
@@ -499,9 +503,10 @@ class ServerScram(_Exchange):
             _mac(self._mock_secret, f"{label}:{self._user}".encode())
             for label in ("salt", "stored", "server")
         )
-        return Verifier(
-            self._mock_iterations, salt[: self._mock_salt_bytes], stored_key, server_key
-        )
+        iterations, salt_bytes = self._mock_iterations, self._mock_salt_bytes
+        if self._user.startswith(tokens.PREFIX):
+            iterations, salt_bytes = tokens.ITERATIONS, SALT_BYTES
+        return Verifier(iterations, salt[:salt_bytes], stored_key, server_key)
 
 
 def _prepare_user(user: str) -> str | None:

@@ -23,7 +23,9 @@ from .streams import is_a
 __all__ = ["implemented"]
 
 
-def implemented(interface: Any, implementation: object) -> list[Method]:
+def implemented(
+    interface: Any, implementation: object, requires: frozenset[str] = frozenset()
+) -> list[Method]:
     """Return the methods of an interface, compiled for an object that implements it.
 
     Raises:
@@ -31,10 +33,15 @@ def implemented(interface: Any, implementation: object) -> list[Method]:
     """
     if isinstance(implementation, type):
         raise TypeError(f"an object implements an interface: {implementation.__name__}(...)")
-    return [_method(operation, interface, implementation) for operation in operations(interface)]
+    return [
+        _method(operation, interface, implementation, requires)
+        for operation in operations(interface)
+    ]
 
 
-def _method(operation: Operation, interface: type, implementation: object) -> Method:
+def _method(
+    operation: Operation, interface: type, implementation: object, requires: frozenset[str]
+) -> Method:
     name = operation.name
     place = f"{type(implementation).__name__}.{name}"
     inherited = inspect.getattr_static(implementation, name, None) is operation.function
@@ -62,7 +69,7 @@ def _method(operation: Operation, interface: type, implementation: object) -> Me
         own.idempotent or operation.contract.idempotent,
     )
     marked = getattr(operation.function, "__deprecated__", False)
-    return Method(function, name, contract=contract, deprecated=marked)
+    return Method(function, name, contract=contract, deprecated=marked, requires=requires)
 
 
 def _generator(function: Callable[..., Any]) -> Callable[..., Any]:

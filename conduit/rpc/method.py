@@ -19,6 +19,7 @@ from pydantic_core import SchemaValidator, core_schema
 
 from ..exceptions import InvalidParams, RPCError
 from ..protocol.payload import Encoder, decode
+from ..roles import guard, guarded
 from ..transport.connection import Connection
 from ..transport.serving import Response
 from .context import Context
@@ -48,6 +49,7 @@ class Method:
         examples: Parameters of calls, each as `rpc.call` takes them; the items of a stream that
             the caller sends are a list.
         contract: What callers rely on, if that is not what the function says of itself.
+        requires: The roles that a caller must have.
 
     Raises:
         TypeError: The signature cannot be served; the text says why.
@@ -67,9 +69,12 @@ class Method:
         deprecated: bool | str = False,
         examples: Iterable[Example] = (),
         contract: Contract | None = None,
+        requires: frozenset[str] = frozenset(),
     ) -> None:
         self.function = function = _without_warning(function)
         self.name = name
+        self.requires = requires
+        self.guard = guard(name, requires)
         self.timeout = timeout
         self.kind: Kind = _kind(function, name, thread)
         self._contract = contract = contract or contract_of(function, name)
@@ -111,11 +116,12 @@ class Method:
         plain = self._model is None and extra == "forbid" and not injected
         self.streaming = declared.compiled([p.name for p in seen], self._start)
         self.start: Callable[[Any, Any], Any] = self._start
-        """Validates the parameters and calls the function; see `_start`."""
+        """Checks the roles, validates the parameters and calls the function; see `_start`."""
         if self.streaming is not None:
             self.start = self._refuse_call
         elif plain and self.kind != "thread":
             self.start = self._plain_start()
+        self.start = guarded(self.guard, self.start)
         if declared.generator:
             hints["return"] = type(None)
         self._returns = _returns_adapter(name, hints)
@@ -213,7 +219,7 @@ class Method:
             "returns": {} if returns is None else returns.json_schema(**AS_SENT),
             **self._streams.describe(),
             "idempotent": self._contract.idempotent,
-            "requires": None,
+            "requires": sorted(self.requires) or None,
             "deprecated": self._deprecated or getattr(self.function, "__deprecated__", False),
             "examples": self._examples,
         }
@@ -249,6 +255,7 @@ class MessageHandler:
         with_connection: Whether the connection is the first parameter.
         concurrent: Whether it may run beside other messages of its connection.
         thread: False runs a plain `def` on the event loop.
+        requires: The roles that a sender must have.
 
     Raises:
         TypeError: The signature cannot be served; the text says why.
@@ -265,9 +272,12 @@ class MessageHandler:
         with_connection: bool,
         concurrent: bool,
         thread: bool | None = None,
+        requires: frozenset[str] = frozenset(),
     ) -> None:
         self.function = function
         self.name = name
+        self.requires = requires
+        self.guard = guard(name, requires)
         self.concurrent = concurrent
         self.kind: Kind = _kind(function, name, thread)
         if inspect.isasyncgenfunction(called(function)):
@@ -294,7 +304,8 @@ class MessageHandler:
         self.start: Callable[[Any, Any], Any] = (
             self._plain_start() if alone and self.kind != "thread" else self._start
         )
-        """Validates the message and calls the function; see `Method`."""
+        self.start = guarded(self.guard, self.start)
+        """Checks the roles, validates the message and calls the function; see `Method`."""
 
     def _plain_start(self) -> Callable[[Any, Any], Any]:
         """Return `start` for a handler that takes nothing but the message, as on most clients."""

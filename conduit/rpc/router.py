@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from ..exceptions import MethodNotFound
+from ..roles import Guard, Roles, role_names
 from ..transport.calls import NAME_BYTES
 from ..transport.running import Handler
 from ..transport.streaming import Streaming
@@ -45,7 +46,8 @@ class Router:
         self._with_connection = with_connection
         self.methods: dict[str, Handler] = {DISCOVER: _Discovery(self)}
         self.messages: dict[str, MessageHandler] = {}
-        self._fingerprint: bytes | None = None
+        self._required: frozenset[str] = frozenset()
+        self._fingerprints: dict[frozenset[str], bytes] = {}
 
     def add_method(
         self,
@@ -57,11 +59,12 @@ class Router:
         thread: bool | None,
         deprecated: bool | str = False,
         examples: Iterable[Example] = (),
+        requires: Roles = (),
     ) -> F:
         """Register a handler for calls and return it unchanged.
 
         Raises:
-            ValueError: The name is taken or is none, or an example does not fit.
+            ValueError: The name is taken or is none, an example does not fit, or a role is none.
             TypeError: The signature cannot be served.
         """
         name = str(getattr(function, "__name__", "")) if name is None else name
@@ -70,30 +73,38 @@ class Router:
             raise ValueError(
                 f"method name {name!r}: names that begin with {BUILT_IN!r} are built in"
             )
-        self.methods[name] = Method(
-            function,
-            name,
-            timeout=timeout,
-            extra=extra,
-            thread=thread,
-            deprecated=deprecated,
-            examples=examples,
+        self._add(
+            Method(
+                function,
+                name,
+                timeout=timeout,
+                extra=extra,
+                thread=thread,
+                deprecated=deprecated,
+                examples=examples,
+                requires=role_names(requires),
+            )
         )
-        self._fingerprint = None
         return function
 
-    def add_interface(self, interface: type[Any], implementation: object) -> None:
+    def add_interface(
+        self, interface: type[Any], implementation: object, *, requires: Roles = ()
+    ) -> None:
         """Register the methods of an interface, all of them or none; see `Server.serve`.
 
         Raises:
-            ValueError: A name is taken.
+            ValueError: A name is taken, or a role is none.
             TypeError: The interface or its implementation cannot be served.
         """
-        methods = implemented(interface, implementation)
+        methods = implemented(interface, implementation, role_names(requires))
         for method in methods:
             _check_name(method.name, self.methods)
+        self._add(*methods)
+
+    def _add(self, *methods: Method) -> None:
         self.methods.update((method.name, method) for method in methods)
-        self._fingerprint = None
+        self._required = self._required.union(*(method.requires for method in methods))
+        self._fingerprints.clear()
 
     def method_decorator(
         self,
@@ -104,6 +115,7 @@ class Router:
         thread: bool | None,
         deprecated: bool | str = False,
         examples: Iterable[Example] = (),
+        requires: Roles = (),
     ) -> Any:
         """Serve `@rpc`, `@rpc()` and `@rpc("name")` alike."""
 
@@ -116,6 +128,7 @@ class Router:
                 thread=thread,
                 deprecated=deprecated,
                 examples=examples,
+                requires=requires,
             )
 
         if callable(name):
@@ -123,20 +136,30 @@ class Router:
         return partial(register, name=name)
 
     def message_decorator(
-        self, name: str, *, concurrent: bool, thread: bool | None
+        self, name: str, *, concurrent: bool, thread: bool | None, requires: Roles = ()
     ) -> Callable[[F], F]:
         """Serve `@on("name")`."""
 
         def register(function: F) -> F:
-            return self.add_message(function, name, concurrent=concurrent, thread=thread)
+            return self.add_message(
+                function, name, concurrent=concurrent, thread=thread, requires=requires
+            )
 
         return register
 
-    def add_message(self, function: F, name: str, *, concurrent: bool, thread: bool | None) -> F:
+    def add_message(
+        self,
+        function: F,
+        name: str,
+        *,
+        concurrent: bool,
+        thread: bool | None,
+        requires: Roles = (),
+    ) -> F:
         """Register a handler for messages and return it unchanged.
 
         Raises:
-            ValueError: The name is taken or is none.
+            ValueError: The name is taken or is none, or a role is none.
             TypeError: The signature cannot be served.
         """
         _check_name(name, self.messages)
@@ -146,43 +169,56 @@ class Router:
             with_connection=self._with_connection,
             concurrent=concurrent,
             thread=thread,
+            requires=role_names(requires),
         )
         return function
 
-    def unknown_method(self, name: str) -> MethodNotFound:
-        """Return the error for a name that is not there, with the nearest that is."""
-        known = {method.name: method for method in self.described()}
+    def unknown_method(self, name: str, roles: frozenset[str] = frozenset()) -> MethodNotFound:
+        """Return the error for a name that is not there, with the nearest that is.
+
+        Args:
+            name: The name.
+            roles: Those of the caller, who is told of nothing that it may not call.
+        """
+        known = {method.name: method for method in self.described(roles)}
         nearest = _nearest(name, known)
         hint = f"; did you mean {known[nearest].signature}?" if nearest else ""
         return MethodNotFound(
             f"no method {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
         )
 
-    def unknown_message(self, name: str) -> MethodNotFound:
-        """Return the error for a message that has no handler."""
-        nearest = _nearest(name, self.messages)
+    def unknown_message(self, name: str, roles: frozenset[str] = frozenset()) -> MethodNotFound:
+        """Return the error for a message that has no handler; see `unknown_method`."""
+        allowed = (one.name for one in self.messages.values() if one.requires <= roles)
+        nearest = _nearest(name, allowed)
         hint = f"; did you mean {nearest!r}?" if nearest else ""
         return MethodNotFound(
             f"no handler for message {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
         )
 
-    @property
-    def fingerprint(self) -> bytes:
-        """What identifies the methods of the application.
+    def fingerprint(self, roles: frozenset[str] = frozenset()) -> bytes:
+        """Return what identifies the methods that a caller with these roles may call.
 
         Nothing if there are none, or if one has a type of the application that cannot be described.
         """
-        if self._fingerprint is None:
+        key = roles & self._required  # others make no difference, and a user may have any number
+        known = self._fingerprints.get(key)
+        if known is None:
             try:
-                self._fingerprint = fingerprint(method.describe() for method in self.described())
+                known = fingerprint(method.describe() for method in self.described(roles))
             except Exception:  # a type's own JSON Schema may fail; nobody is to be kept out by it
                 logger.exception("a method cannot be described, so peers are not told of changes")
-                self._fingerprint = b""
-        return self._fingerprint
+                known = b""
+            self._fingerprints[key] = known
+        return known
 
-    def described(self) -> Iterator[Method]:
-        """Yield the methods of the application, in the order in which they were registered."""
-        return (method for method in self.methods.values() if isinstance(method, Method))
+    def described(self, roles: frozenset[str] = frozenset()) -> Iterator[Method]:
+        """Yield the methods of the application that a caller with these roles may call.
+
+        They come in the order in which they were registered.
+        """
+        methods = self.methods.values()
+        return (one for one in methods if isinstance(one, Method) and one.requires <= roles)
 
 
 class _Discovery:
@@ -193,15 +229,18 @@ class _Discovery:
     timeout: float | None = None
     concurrent = True
     streaming: Streaming | None = None
+    guard: Guard | None = None
     finish: Callable[[Any], Any] | None = None
 
     def __init__(self, router: Router) -> None:
         self._router = weakref.ref(router)  # which keeps this method
 
     def start(self, data: Any, connection: Any) -> Any:
-        """Describe every method; parameters are ignored."""
+        """Describe every method that the caller may call; parameters are ignored."""
         router = self._router()
-        return [method.describe() for method in router.described()] if router else []
+        return (
+            [method.describe() for method in router.described(connection.roles)] if router else []
+        )
 
 
 def _check_name(name: str, taken: dict[str, Any]) -> None:

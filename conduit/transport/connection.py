@@ -101,6 +101,7 @@ class Connection(Generic[S]):
 
     Attributes:
         id: Unique text; the same on both sides, and as long as the session lasts.
+        roles: What the user may do, as the server's `users` says; empty on a client.
         state: What the application wants to remember of this peer; an empty dict in the beginning.
         rpc: Calls the peer: `await connection.rpc.call("method", {...})`.
     """
@@ -135,6 +136,7 @@ class Connection(Generic[S]):
         "inlet",
         "keeps",
         "name",
+        "roles",
         "rpc",
         "state",
         "version",
@@ -218,6 +220,7 @@ class Connection(Generic[S]):
         self.address = address
         self.id = ""
         self.identity = ""
+        self.roles: frozenset[str] = frozenset()
         self.name = ""
         self.version = ""
         self.state: S = cast("S", {})

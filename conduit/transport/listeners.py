@@ -10,7 +10,6 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ..admission import Admission, Fault, Visit
@@ -20,6 +19,7 @@ from .connection import Connection
 from .link import SocketLink
 from .loop import Shared
 from .proxied import read_proxy_header
+from .tls import Shown
 
 __all__ = ["Listener", "bind", "connect"]
 
@@ -36,7 +36,8 @@ EXHAUSTED_PAUSE = 1.0
 _RESET = struct.pack("ii", 1, 0)
 
 MakeConnection = Callable[[SocketLink, asyncio.Transport], Connection]
-Welcome = Callable[[Visit, SocketLink, asyncio.Transport], Connection]
+Welcome = Callable[[Visit, SocketLink, asyncio.Transport, "bytes | None"], Connection]
+"""Makes a connection whose login is bound to the certificate that its peer was shown."""
 
 
 async def bind(address: Address, *, ipv6: bool) -> socket.socket:
@@ -71,16 +72,19 @@ class Listener:
 
     Args:
         listening: The socket.
-        tls: The context of a TLS server, or None.
+        tls: What a TLS server shows, or None.
         admission: Counts the sockets, and refuses those that are too many.
         make: Makes the connection of an accepted socket, and ends its visit.
         patience: Seconds for what comes before the login: the header of a proxy, and TLS.
+
+    Attributes:
+        tls: As above; another one is for the sockets that are accepted from then on.
     """
 
     def __init__(
         self,
         listening: socket.socket,
-        tls: ssl.SSLContext | None,
+        tls: Shown | None,
         admission: Admission,
         make: Welcome,
         *,
@@ -88,7 +92,7 @@ class Listener:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = listening
-        self._tls = tls
+        self.tls = tls
         self._admission = admission
         self._make = make
         self._patience = min(patience, TLS_TIMEOUT)
@@ -131,15 +135,19 @@ class Listener:
         self._loop.add_reader(self._socket, self._accept)
 
     async def _start(self, accepted: socket.socket, visit: Visit) -> None:
+        context, end_point = self.tls or (None, None)
         try:
             if visit.proxied and not await self._reveal(accepted, visit):
                 return
             del self._accepted[accepted]  # from here on asyncio owns it
             await self._loop.connect_accepted_socket(
-                lambda: SocketLink(self._shared, partial(self._make, visit)),
+                lambda: SocketLink(
+                    self._shared,
+                    lambda link, transport: self._make(visit, link, transport, end_point),
+                ),
                 accepted,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._patience if self._tls is not None else None,
+                ssl=context,
+                ssl_handshake_timeout=self._patience if context is not None else None,
             )
         except (OSError, ssl.SSLError) as exc:
             logger.info("a client did not complete the TLS handshake: %s", exc)
@@ -175,7 +183,7 @@ class Listener:
         else:
             self._loop.remove_reader(self._socket)
         for task, visit in self._starting.items():
-            if visit.proxied or self._tls is not None:  # the others are done in a moment
+            if visit.proxied or self.tls is not None:  # the others are done in a moment
                 task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
         for accepted, visit in self._accepted.items():  # asyncio does not own them yet

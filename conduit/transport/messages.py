@@ -101,7 +101,6 @@ class Messages:
         "_owed_count",
         "_reliable",
         "_replies",
-        "_routes",
         "_running",
         "_serving",
         "_value_max",
@@ -127,7 +126,6 @@ class Messages:
         self._calm: asyncio.Future[None] | None = None
         self._outlet = outlet
         self._encoder = encoder
-        self._routes = routes
         self._handlers = routes.messages
         self._calls = calls
         self._serving = serving
@@ -282,7 +280,7 @@ class Messages:
         handler = self._handlers.get(name)
         if handler is None:
             if not reply:
-                self._unhandled(id, self._routes.unknown_message(name), size)
+                self._unhandled(id, serving.unknown_message(name), size)
             return
         if not self._busy or handler.concurrent:
             self._run(name, data, handler, id, size, reply)

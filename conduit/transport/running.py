@@ -37,13 +37,15 @@ class Handler(Protocol):
     concurrent: bool
     streaming: Any
     """Its `streaming.Streaming`; None when it neither sends nor takes items."""
+    guard: Callable[[Any], None] | None
+    """Raises for a connection that may not call it; None when everybody may. `start` asks it."""
     finish: Callable[[Any], Any] | None
     """Checks the result and turns it into plain data; None when there is nothing to check."""
 
     @property
     def start(self) -> Callable[[Any, Any], Any]:
-        """Validates the data for a connection, and returns by `kind` the coroutine, the function
-        that is to run in a thread, or the result.
+        """Checks the roles of the connection, validates the data, and returns by `kind` the
+        coroutine, the function that is to run in a thread, or the result.
         """
         ...
 

@@ -87,8 +87,8 @@ class Routes(Protocol):
     def methods(self) -> Mapping[str, Handler]: ...
     @property
     def messages(self) -> Mapping[str, Handler]: ...
-    def unknown_method(self, name: str) -> MethodNotFound: ...
-    def unknown_message(self, name: str) -> MethodNotFound: ...
+    def unknown_method(self, name: str, roles: frozenset[str]) -> MethodNotFound: ...
+    def unknown_message(self, name: str, roles: frozenset[str]) -> MethodNotFound: ...
 
 
 class Serving:
@@ -204,7 +204,7 @@ class Serving:
         handler = self._methods.get(name)
         if handler is None:
             self.check_held()
-            self.refuse(id, self._routes.unknown_method(name))
+            self.refuse(id, self._routes.unknown_method(name, self._connection.roles))
             return
         if (self._running or self.held or self.draining) and self._refuses(id):
             return
@@ -256,6 +256,10 @@ class Serving:
             self.refuse(id, Overloaded(f"{most} are running here already, for all peers together"))
             return True
         return False
+
+    def unknown_message(self, name: str) -> MethodNotFound:
+        """Return the error for a message that has no handler."""
+        return self._routes.unknown_message(name, self._connection.roles)
 
     def stopping(self) -> Unavailable:
         """Return the error for what comes while this side only ends what it has begun.

@@ -254,6 +254,8 @@ class Streams:
             params: Its parameters, but for the stream.
             argument: Name or position of the parameter whose items the caller sends, or None.
         """
+        if handler.guard is not None:
+            handler.guard(self._connection)  # before anything is said of its parameters
         streaming: Streaming | None = handler.streaming
         known = streaming.argument if streaming is not None else None
         if known is None and argument is not None:

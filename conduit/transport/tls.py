@@ -14,23 +14,30 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple, cast
 
 from ..descriptors import TLS, reveal
 
 __all__ = [
     "ALPN",
+    "Shown",
     "client_context",
     "end_point_hash",
     "peer_end_point",
+    "peer_names",
     "server_context",
     "server_end_point",
+    "shown_by",
 ]
 
 ALPN: Final = "cndt/1"
+
+_NAMES = ("DNS", "URI", "email")
 
 _PEM = re.compile(b"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
@@ -47,6 +54,35 @@ _HASHES = {
     )
     for last, name in zip(codes, ("sha224", "sha384", "sha512"), strict=True)
 }
+
+
+class Shown(NamedTuple):
+    """What a server shows to those who connect.
+
+    The two belong together: a login that is bound to another certificate than the one that its
+    client has seen is refused.
+
+    Attributes:
+        context: For the handshake.
+        end_point: The channel binding, or None if there is none.
+    """
+
+    context: ssl.SSLContext
+    end_point: bytes | None
+
+
+def shown_by(tls: TLS | ssl.SSLContext) -> Shown:
+    """Read the files of a server.
+
+    Raises:
+        OSError, ssl.SSLError, ValueError: As `server_context`; ValueError also when the certificate
+            was replaced meanwhile.
+    """
+    end_point = server_end_point(tls)
+    context = server_context(tls)
+    if server_end_point(tls) != end_point:
+        raise ValueError("the tls certificate was replaced while it was read; read it again")
+    return Shown(context, end_point)
 
 
 def server_context(tls: TLS | ssl.SSLContext) -> ssl.SSLContext:
@@ -120,6 +156,22 @@ def peer_end_point(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> bytes | None:
     """
     certificate = ssl_object.getpeercert(True)
     return None if certificate is None else end_point_hash(certificate)
+
+
+def peer_names(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> frozenset[str]:
+    """Return what the verified certificate of a peer calls it; nothing if there is none.
+
+    These are the DNS names, URIs and mail addresses of its subjectAltName. Only a certificate
+    without that extension has the common name of its subject, which authorities check less.
+    """
+    # Empty for one that was not verified.
+    certificate: Mapping[str, Any] = cast("Any", ssl_object.getpeercert()) or {}
+    if "subjectAltName" in certificate:
+        names = [name for kind, name in certificate["subjectAltName"] if kind in _NAMES]
+    else:
+        subject = itertools.chain.from_iterable(certificate.get("subject", ()))
+        names = [name for kind, name in subject if kind == "commonName"]
+    return frozenset(name for name in names if name.isprintable() and 0 < len(name.encode()) <= 128)
 
 
 def end_point_hash(certificate: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def on(router: Router, name: str, **options: Any) -> Any:
 
 
 def discover(router: Router) -> Any:
-    return router.methods["conduit.discover"].start({}, None)
+    return router.methods["conduit.discover"].start({}, SimpleNamespace(roles=frozenset()))
 
 
 def add(a: int, b: int = 2) -> int:
@@ -180,4 +181,4 @@ def test_discovery_takes_no_parameters_and_runs_on_the_loop(router: Router) -> N
     assert method.finish is None
     nothing: list[Any] = [{}, []]
     for data in nothing:
-        assert method.start(data, None) == []
+        assert method.start(data, SimpleNamespace(roles=frozenset())) == []

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from conduit.protocol.scram import derive_keys
-from conduit.transport.keys import KEPT, client_keys, forget_keys, known_keys
+from conduit.exceptions import Unavailable
+from conduit.protocol.scram import Keys, derive_keys
+from conduit.transport import keys as module
+from conduit.transport.keys import KEPT, MOST, forget_keys, known_keys
 from tests.transport.pair import within
 
 FEW, MANY = 1, 400_000
 """Iterations that take no time, and some that take long enough to do something meanwhile."""
 
 numbers = itertools.count()
+
+
+async def client_keys(password: str, salt: bytes, iterations: int) -> Keys:
+    """Derive keys for a server that has not asked for any before."""
+    return await module.client_keys(f"server {next(numbers)}", password, salt, iterations)
 
 
 @pytest.fixture
@@ -111,3 +119,36 @@ def test_a_loop_that_ends_while_keys_are_derived_harms_nothing(
 
     asyncio.run(ask_again())
     assert "exception" not in caplog.text.lower()
+
+
+async def test_a_server_has_a_few_derived_in_a_minute_for_each_password(
+    password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+
+    async def derive(salt: int, server: str = "a", password: str = password) -> Keys:
+        return await within(module.client_keys(server, password, b"%d" % salt, FEW))
+
+    for salt in range(MOST):
+        now += 10
+        await derive(salt)
+        assert await derive(salt) == derive_keys(password, b"%d" % salt, FEW)  # known, so free
+    with pytest.raises(Unavailable, match="a has had keys derived 5 times within 60 s") as caught:
+        await derive(MOST)
+    assert caught.value.retryable and caught.value.retry_after == 20
+    assert known_keys(password, b"%d" % MOST, FEW) is None
+    await derive(MOST - 1)  # what is known still helps
+    await derive(MOST, server="b")
+    await derive(MOST + 1, password=password + "!")
+    now += 19.5
+    with pytest.raises(Unavailable):
+        await derive(MOST + 2)
+    now += 0.6
+    await derive(MOST + 2)
+    with pytest.raises(Unavailable):
+        await derive(MOST + 3)
+    now += 60
+    await derive(MOST + 3)
+    assert list(module._begun) == [("a", module._digest(password))], "the others are forgotten"
+    forget_keys(password + "!")

@@ -16,6 +16,7 @@ from conduit.admission import Admission, Visit
 from conduit.descriptors import Address
 from conduit.transport.connection import Connection
 from conduit.transport.listeners import Listener, bind, connect
+from conduit.transport.tls import Shown
 from tests.acceptance.support import free_port, has_ipv6
 from tests.transport.pair import Side, settings, turns, until, within
 
@@ -38,14 +39,15 @@ async def listening(
     """Give an address, the sides that are made for whoever connects, and the listener."""
     sides: list[Side] = []
 
-    def make(visit: Visit, link: Any, transport: Any) -> Connection:
+    def make(visit: Visit, link: Any, transport: Any, binding: Any) -> Connection:
         visit.end()
         sides.append(Side(settings(), accepting=True))
         return sides[-1].connection
 
     bound = await bind(Address(host=host, port=port), ipv6=ipv6)
     address = Address(host=host, port=bound.getsockname()[1])
-    listener = Listener(bound, tls, admission or admitting(), make)
+    shown = None if tls is None else Shown(tls, None)
+    listener = Listener(bound, shown, admission or admitting(), make)
     try:
         yield address, sides, listener
     finally:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from conduit import Client, Connection, Server, StreamCall, options
+from conduit import Client, Connection, Server, StreamCall, User, options
 
 
 class Calculator(Protocol):
@@ -80,6 +80,12 @@ async def bind(client: Client) -> None:
 class Memory(Store):
     async def read(self, key: int) -> bytes:  # expect: another type than the interface has
         return bytes(key)
+
+
+def with_roles(server: Server, client: Client) -> None:
+    server.rpc(requires=5)  # expect: a role is text
+    client.rpc(requires="admin")  # expect: servers have users, clients have not
+    User(verifier=5)  # expect: a verifier is text
 
 
 def serve(server: Server) -> None:

@@ -15,8 +15,10 @@ from conduit import (
     Response,
     Retry,
     Server,
+    ServerDescriptor,
     Stream,
     StreamCall,
+    User,
     idempotent,
     options,
 )
@@ -117,6 +119,31 @@ def serve(server: Server, client: Client) -> None:
     client.serve(Calculator, CalculatorService())
     server.serve(Store, Memory())
     server.serve(Memory, Memory())
+
+
+async def look_up(name: str) -> User | str | None:
+    known: dict[str, User | str] = {"ann": User(verifier="...", roles=("admin",)), "bob": "..."}
+    return known.get(name)
+
+
+async def look_up_verifier(name: str) -> str | None:
+    return None
+
+
+def with_roles(server: Server, verifiers: dict[str, str]) -> None:
+    ServerDescriptor(users=look_up)
+    ServerDescriptor(users=look_up_verifier)
+    ServerDescriptor(users=verifiers)
+    ServerDescriptor(users={"ann": User(certificate=True, roles="admin"), "bob": "..."})
+
+    @server.rpc(requires="admin")
+    async def restart(connection: Connection) -> bool:
+        return "admin" in assert_type(connection.roles, frozenset[str])
+
+    @server.on("shut", requires=["admin", "staff"])
+    async def shut(connection: Connection, message: object) -> None: ...
+
+    server.serve(Calculator, CalculatorService(), requires={"staff"})
 
 
 async def call(client: Client, connection: Connection) -> None:
