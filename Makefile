@@ -11,7 +11,7 @@ TYPED := $(wildcard conduit tests examples benchmarks fuzz tools test_server_deb
 export QUICK ONLY WORKLOADS
 
 .PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page
-.PHONY: guard model simulate clean
+.PHONY: guard model simulate chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,10 @@ model: ## search through the model of resume with Spin; LONG=1 with more message
 simulate: ## cut the links of simulated sessions, a million messages; SECONDS= or RUNS= for more
 	@$(ENVIRONMENT) dev
 	@$(VENV)/bin/python tools/simulate.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RUNS),--runs $(RUNS))
+
+chaos: ## links that fail and processes that are killed, over real sockets
+	@$(ENVIRONMENT) dev
+	CONDUIT_TEST_CHAOS=1 $(VENV)/bin/python -m pytest -q -s tests/test_chaos_resume.py
 
 clean: ## remove everything that was installed, built or measured
 	rm -rf $(VENV) .venvs .matrix .fuzz .coverage .coverage.* .hypothesis build dist

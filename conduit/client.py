@@ -379,6 +379,8 @@ class Client:
         try:
             await asyncio.wait_for(attempt, seconds)
         except asyncio.TimeoutError as exc:
+            if self.status is Status.READY and self._connection is not None:
+                return  # the answer came at the last moment, and the session goes on
             if isinstance(exc, OSError) and exc.errno:
                 raise  # the operating system's own, which says more
             raise TimeoutError(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 from conduit import (
     TLS,
@@ -25,7 +24,13 @@ from conduit import (
     Status,
 )
 from conduit.protocol.frames import CloseCode
-from tests.acceptance.support import neighbourhood, new_client, new_server, within
+from tests.acceptance.support import (
+    issue_certificate,
+    neighbourhood,
+    new_client,
+    new_server,
+    within,
+)
 from tests.chaos_proxy import ChaosProxy
 from tests.transport.pair import until
 
@@ -38,12 +43,7 @@ SHORT = 0.3
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A server's certificate for 127.0.0.1, and the authority that has signed it."""
-    folder = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    issued = authority.issue_cert("127.0.0.1")
-    issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
-    return folder / "server.pem", folder / "ca.pem"
+    return issue_certificate(tmp_path_factory.mktemp("certificates"))
 
 
 @dataclass

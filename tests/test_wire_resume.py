@@ -9,6 +9,7 @@ import asyncio
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -253,13 +254,13 @@ async def test_client_ends_a_session_that_the_server_has_not_kept() -> None:
         assert not end.next_link()
         end.serve()
 
-    async with wire_serving(script=script, ttl=KEEPS, calls={"one": lambda params: 1}) as server:
+    async with wire_serving(script=script, ttl=KEEPS, calls={"one": len}) as server:
         client = library_client(server, reconnect_enabled=True, reconnect_delay=0.001)
         async with client:
             with pytest.raises(conduit.ConnectionLost) as lost:
                 await within(client.rpc.call("slow"))
             assert lost.value.executed is None
-            assert await within(client.rpc.call("one")) == 1
+            assert await within(client.rpc.call("one", [1])) == 1
 
 
 async def test_client_ends_a_session_of_which_the_server_has_what_was_never_sent() -> None:
@@ -277,11 +278,61 @@ async def test_client_ends_a_session_of_which_the_server_has_what_was_never_sent
     async with wire_serving(script=script, ttl=KEEPS) as server:
         client = library_client(server, reconnect_enabled=True, reconnect_delay=0.001)
         told: list[str] = []
-        client.on_reconnect(lambda cli: told.append("reconnect"))
-        client.on_lost(lambda cli, reason: told.append("lost"))
+
+        @client.on_reconnect
+        async def again(client: conduit.Client) -> None:
+            told.append("reconnect")
+
+        @client.on_lost
+        async def lost(client: conduit.Client, reason: conduit.ConnectionClosed) -> None:
+            told.append("lost")
+
         async with client:
             with pytest.raises(conduit.ConnectionLost):
                 await within(client.rpc.call("slow"))
             assert await within(asyncio.to_thread(closed.get, True, 5)) == 1002
             await until(lambda: told)
     assert told == ["lost"]
+
+
+async def test_client_whose_login_is_done_at_the_last_moment_goes_on() -> None:
+    """The answer has come, and so has the end of the time for it: it counts, and once."""
+    loop = asyncio.get_running_loop()
+    asleep = threading.Event()
+    seconds = 0.3
+
+    def sleep() -> None:
+        asleep.set()
+        time.sleep(seconds + 0.05)
+
+    def script(end: ServerEnd) -> None:
+        while end.read_frame().type != RPC_REQUEST:
+            pass
+        end.sock.close()
+        end.sock, end.buffer = end.server.accept(), b""
+        end.asked = end.read_frame().value
+        # While the client's loop stands still the answer comes, and its time is up.
+        loop.call_soon_threadsafe(sleep)
+        asleep.wait(5)
+        end.answer("", "anonymous", caps=pack({}))
+        end.serve()
+
+    options: dict[str, Any] = {"password": None, "ttl": KEEPS, "calls": {"one": len}}
+    async with wire_serving(script=script, **options) as server:
+        client = library_client(
+            server,
+            password=None,
+            reconnect_enabled=True,
+            reconnect_delay=0.001,
+            connect_timeout=seconds,
+        )
+        told: list[str] = []
+
+        @client.on_resume
+        async def resumed(client: conduit.Client) -> None:
+            told.append("resume")
+
+        async with client:
+            assert await within(client.rpc.call("one", [1], timeout=3)) == 1
+            await until(lambda: told == ["resume"])
+    assert sum(got.type == AUTH_REQUEST for got in server.frames) == 2

@@ -181,13 +181,13 @@ class ServerEnd(Wire):
         caps = pack(server.caps)
         mech = "ANONYMOUS" if server.password is None else "SCRAM-SHA-256"
         if server.trusting:
-            return self._succeed("", "anonymous", caps=caps)
+            return self.answer("", "anonymous", caps=caps)
         if server.failure is not None:
             return self._fail(**server.failure)
         if self.asked["mech"] != mech:
             return self._fail("unsupported_mechanism", f"use {mech}", mechs=[mech])
         if server.password is None:
-            return self._succeed("", "anonymous", caps=caps)
+            return self.answer("", "anonymous", caps=caps)
 
         match = re.fullmatch(r"([ny],,)(n=([^,]+),r=([!-+\--~]{18,}))", self.asked["scram"])
         if match is None:
@@ -209,9 +209,10 @@ class ServerEnd(Wire):
         if not right or without_proof != f"c={b64(binding.encode())},r={nonce}":
             return self._fail("invalid_credentials", "invalid credentials")
         signature = server.rewrite_final("v=" + b64(mac(keys.server, transcript)))
-        return self._succeed(signature, user.replace("=2C", ",").replace("=3D", "="))
+        return self.answer(signature, user.replace("=2C", ",").replace("=3D", "="))
 
-    def _succeed(self, scram: str, identity: str, **more: object) -> bool:
+    def answer(self, scram: str, identity: str, **more: object) -> bool:
+        """Let the client in, or go on with its session."""
         numbers = {"resumed": self.resumed, "recv": self.received if self.resumed else 0}
         success = {
             "scram": scram,

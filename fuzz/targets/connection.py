@@ -1,7 +1,8 @@
 """A connection of the transport layer, without a socket: calls, handlers, messages and streams.
 
-The link is a list. Whatever comes, `receive` returns, the event loop hears of no error, and when
-the link has gone every call has ended.
+The link is a list, and it may be lost: then the session goes on over another one, whose login says
+what the input wants. Whatever comes, `receive` returns, the event loop hears of no error, and when
+the connection has ended every call has ended.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from conduit.transport.settings import Settings
 from conduit.transport.streaming import Stream
 from fuzz.source import Source
 from fuzz.targets.parser import small_frames
-from tests.protocol.pair import Pair, frames_of
+from tests.golden_frames import GOLDEN
+from tests.protocol.pair import EPOCH, SESSION_ID, Pair, frames_of
+from tests.wire_client import frame
 
 CAPABILITIES: Final = Capabilities(
     frame_max=2000, features=frozenset({"zlib"}), calls=4, window=(6, 4000), stream=(8, 2000)
@@ -83,6 +86,7 @@ STREAMING: Final = {"count": None, "push": None, "total": "numbers", "double": 0
 MESSAGES: Final = ("note", "slow", "none", "note_response")
 LARGE: Final = 700
 TURNS: Final = 12
+KEEPS: Final = 30.0
 
 
 Question = VerifierNeeded | KeysNeeded | WelcomeNeeded | ResumeWanted | Resumed
@@ -115,12 +119,24 @@ class Owner:
     """Lets everybody in."""
 
     def __init__(self) -> None:
-        self.endings: list[Exception] = []
+        self.endings: list[Connection] = []
+        self.older: Connection | None = None
 
     def asked(self, connection: Connection, event: Question) -> None:
-        assert isinstance(event, WelcomeNeeded)  # it logs in without a password, and anew
-        connection.introduce(Session(bytes(16), bytes(8)))
-        connection.welcome("server", "1")
+        older = self.older
+        if isinstance(event, (Resumed, ResumeWanted)) and (older is None or older.closed):
+            connection.fail(ConnectionClosed("gone"), 1000, "gone")
+        elif isinstance(event, Resumed):
+            assert older is not None
+            older.fence()
+            older.take_over(connection, event.accepted, event.rest)
+        elif isinstance(event, ResumeWanted):
+            assert older is not None
+            connection.welcome_back(older, event.accepted, "server", "1")
+        else:
+            assert isinstance(event, WelcomeNeeded)  # it logs in without a password
+            connection.introduce(Session(SESSION_ID, EPOCH))
+            connection.welcome("server", "1")
 
     def opened(self, connection: Connection) -> None: ...
 
@@ -129,7 +145,7 @@ class Owner:
     def returned(self, connection: Connection) -> None: ...
 
     def ended(self, connection: Connection, error: Exception) -> None:
-        self.endings.append(error)
+        self.endings.append(connection)
 
 
 def add(a: int, b: int = 1) -> int:
@@ -215,25 +231,36 @@ def run(data: bytes) -> None:
 
 async def _run(source: Source) -> None:
     accepting = bool(source.below(2))
-    owner, link = Owner(), Link()
-    connection = _connect(owner, link, accepting=accepting)
+    owner, links = Owner(), [Link()]
+    connection = _connect(owner, links[0], accepting=accepting)
+    connection.inlet.receive(login()[0 if accepting else 1])
+    owner.older = connection
+    connection.keeps = KEEPS * source.below(2)
     tasks = [asyncio.ensure_future(_ask(source, connection)) for _ in range(source.below(5))]
     await _turns(3)
     feeder = Feeder(source, connection, accepting=accepting)
     for _ in range(24):
         if connection.closed or source.left < 3:
             break
-        loop().call_soon(feeder.feed)  # a link is no task either
+        if connection.keeps and source.below(4) == 3:
+            links.append(Link())
+            loop().call_soon(feeder.come_back, owner, links[-1])
+        else:
+            loop().call_soon(feeder.feed)  # a link is no task either
         await _turns(1 + source.below(4))
+    if connection.away:
+        connection.fail(ConnectionClosed("nobody comes"), 1006, "nobody comes")
+    connection.keeps = 0.0
     loop().call_soon(connection.link_lost, None)
     await _turns(TURNS)
-    assert connection.closed and len(owner.endings) == 1
+    assert connection.closed and owner.endings.count(connection) == 1
     for task in tasks:
         assert task.done(), "a call outlives its connection"
         error = task.exception()
         assert error is None or isinstance(error, ConduitError), repr(error)
     assert not connection.running, "a handler outlives its connection"
-    frames_of(b"".join(link.wrote))
+    for link in links:
+        frames_of(b"".join(link.wrote))
 
 
 async def _turns(count: int) -> None:
@@ -241,7 +268,9 @@ async def _turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-def _connect(owner: Owner, link: Link, *, accepting: bool) -> Connection:
+def _connect(
+    owner: Owner, link: Link, *, accepting: bool, session: Session | None = None
+) -> Connection:
     connection = Connection(
         Shared.of(loop()),
         loop(),
@@ -270,10 +299,10 @@ def _connect(owner: Owner, link: Link, *, accepting: bool) -> Connection:
                 nonce="n" * 24,
                 user=None,
                 agent="fuzz/1",
+                session=session,
             )
         )
     connection.link_made(link)
-    connection.inlet.receive(login()[0 if accepting else 1])
     return connection
 
 
@@ -308,6 +337,7 @@ class Feeder:
     def __init__(self, source: Source, connection: Connection, *, accepting: bool) -> None:
         self._source = source
         self._connection = connection
+        self._accepting = accepting
         self._sent = connection.protocol.session.received
         self._next_id = 1 if accepting else 2
 
@@ -317,6 +347,34 @@ class Feeder:
         data = b"".join(self._frame() for _ in range(1 + source.below(4)))
         with small_frames():
             for piece in source.cut(data):
+                self._arrive(piece)
+
+    def come_back(self, owner: Owner, link: Link) -> None:
+        """Lose the link, or let it be, and log in over another one."""
+        source, older = self._source, self._connection
+        if source.below(2) and not older.away:
+            older.link_lost(None)
+        if older.closed or (older.away is False and not self._accepting):
+            return  # a client does not come again before it has lost the link
+        new = _connect(owner, link, accepting=self._accepting, session=older.session)
+        accepted = (
+            source.number() if source.seldom() else max(0, older.session.sent - source.below(4))
+        )
+        name = "resume_request" if self._accepting else "resume_success"
+        golden = GOLDEN[name]
+        body: Any = golden.value
+        changed = packb({**body, "session": {**body["session"], "recv": accepted}})
+        self._sent = older.session.received
+        data = frame(golden.type, id=1, payload=changed)
+        with small_frames():
+            if self._accepting:
+                new.inlet.receive(data)
+                return
+            data += b"".join(self._frame() for _ in range(source.below(4)))
+            pieces = source.cut(data)
+            while pieces and not new.closed:
+                new.inlet.receive(pieces.pop(0))
+            for piece in pieces:
                 self._arrive(piece)
 
     def _arrive(self, data: bytes) -> None:
@@ -418,3 +476,4 @@ def seeds() -> Iterator[bytes]:
                 start = bytes((side, 3, method, 5, 3, 4, 0, 1))
                 yield start + bytes((kind, 0, method, method, 1, 1, 0, 0, 0, 1, 2, 3)) * 3
                 yield start + bytes((0, 0, method, 2, 1, kind, 0, 1, 1, 1, 2, 0)) * 4
+                yield start + bytes((1, 3, method & 1, 0, kind % 4, 0, 3, 0, kind, 2, 1, 1)) * 4

@@ -18,14 +18,18 @@ from conduit.protocol.events import (
     Event,
     KeysNeeded,
     Opened,
+    Resumed,
     ResumeWanted,
     VerifierNeeded,
     WelcomeNeeded,
 )
 from conduit.protocol.frames import HEADER_SIZE, FrameType
+from conduit.protocol.session import EPOCH_BYTES, ID_BYTES, Session
 from fuzz.source import Source
 from tests.golden_frames import GOLDEN, PASSWORD, USER
 from tests.protocol.pair import (
+    EPOCH,
+    SESSION_ID,
     Login,
     client_in,
     feed,
@@ -48,6 +52,8 @@ ROLES: Final = (
     ("client", State.AWAIT_SUCCESS, FrameType.AUTH_FAILURE, GOLDEN["auth_failure"].raw),
     ("anonymous server", State.AWAIT_REQUEST, FrameType.AUTH_REQUEST, TRUE.request),
     ("anonymous client", State.AWAIT_SUCCESS, FrameType.AUTH_SUCCESS, TRUE.success),
+    ("anonymous server", State.AWAIT_REQUEST, FrameType.AUTH_REQUEST, GOLDEN["resume_request"].raw),
+    ("returning client", State.AWAIT_SUCCESS, FrameType.AUTH_SUCCESS, GOLDEN["resume_success"].raw),
 )
 CODES: Final = (
     "bad_request",
@@ -70,7 +76,7 @@ def run(data: bytes) -> None:
     if role.endswith("server"):
         _check_server(peer, events[0], payload == right)
     else:
-        _check_client(peer, events[0])
+        _check_client(peer, events[0], returns=role == "returning client")
     if type == FrameType.AUTH_REQUEST and role == "server" and peer.state is State.AWAIT_VERIFIER:
         _go_on(peer, events[0], payload == right)
 
@@ -78,8 +84,9 @@ def run(data: bytes) -> None:
 def _peer(role: str, state: State) -> CNDT:
     if role == "anonymous server":
         return make_server(anonymous=True)
-    if role == "anonymous client":
-        client = make_client(user=None)
+    if role in ("anonymous client", "returning client"):
+        session = Session(SESSION_ID, EPOCH) if role == "returning client" else None
+        client = make_client(user=None, session=session)
         written(client)
         return client
     return (server_in if role == "server" else client_in)(state)
@@ -127,6 +134,9 @@ def _change(source: Source, fields: dict[str, Any]) -> None:
 def _check_server(server: CNDT, event: Event, unchanged: bool) -> None:
     if isinstance(event, (VerifierNeeded, WelcomeNeeded, ResumeWanted)):
         assert isinstance(event, VerifierNeeded) or event.identity in (USER, "anonymous")
+        if isinstance(event, ResumeWanted):
+            assert (len(event.id), len(event.epoch)) == (ID_BYTES, EPOCH_BYTES)
+            assert 0 <= event.accepted < 2**64
         return
     assert isinstance(event, Broken)
     assert server.state is State.CLOSED
@@ -148,8 +158,12 @@ def _go_on(server: CNDT, event: Event, unchanged: bool) -> None:
     assert isinstance(answer, WelcomeNeeded) == unchanged, "a changed request has logged in"
 
 
-def _check_client(client: CNDT, event: Event) -> None:
-    assert isinstance(event, (KeysNeeded, Opened, Broken, Closed))
+def _check_client(client: CNDT, event: Event, *, returns: bool) -> None:
+    assert isinstance(event, (KeysNeeded, Opened, Broken, Closed, Resumed))
+    if isinstance(event, Resumed):
+        assert returns, "a session goes on that was not asked for"
+        assert 0 <= event.accepted < 2**64 and not event.rest
+        assert client.state is State.CLOSED
     if isinstance(event, Opened):
         interval, timeout = event.peer.heartbeat
         assert 0 < interval <= timeout

@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import trustme
+
 from conduit import Client, Limits, Server
 from tests.acceptance.raw import PASSWORD, TIMEOUT, VERIFIER
 
@@ -98,6 +100,15 @@ async def neighbourhood(server: Server) -> AsyncIterator[Neighbour]:
             await neighbour.check()
             yield neighbour
             await neighbour.check()
+
+
+def issue_certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a server's certificate for 127.0.0.1, and the authority that has signed it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+    return folder / "server.pem", folder / "ca.pem"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
