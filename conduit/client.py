@@ -328,6 +328,7 @@ class Client:
             await asyncio.gather(*tasks, return_exceptions=True)
         if connection is not None:
             await connection.close(CloseCode.NORMAL, "the client disconnects")
+        await self._settings.keyed.drain(0, asyncio.current_task())
         await self._background.finish(self.descriptor.connect_timeout)
         await outlast_links(self, self.descriptor.connect_timeout)
 

@@ -83,7 +83,7 @@ class Clients:
         for connection in list(self._joining):
             self._refuse(connection, "busy", "the server stops", retry=True)
         ends = (one.drain(grace, spared) for one in list(self.connected.values()))
-        await asyncio.gather(*ends)
+        await asyncio.gather(*ends, self._settings.keyed.drain(grace, spared))
 
     async def finish(self, grace: float, spared: asyncio.Task[Any] | None) -> None:
         """Wait for hooks, for messages of clients that have closed, and for links."""

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "conduit"
 # From the bottom to the top. A module may import modules of the lines above its own, never of its
 # own line or of those below. `conduit/__init__.py` gathers the public names and stands outside.
 LAYERS = [
-    {"exceptions", "signatures"},
+    {"exceptions", "idempotency", "signatures"},
     {"protocol.frames", "protocol.plain", "protocol.scram"},
     {"protocol.payload", "protocol.session", "protocol.events"},
     {"protocol.describe", "protocol.writer"},
@@ -34,7 +34,6 @@ LAYERS = [
         "transport.keys",
         "transport.line",
         "transport.pulse",
-        "transport.settings",
         "transport.tasks",
         "transport.threads",
     },
@@ -43,12 +42,13 @@ LAYERS = [
     {
         "transport.messages",
         "transport.background",
+        "transport.keyed",
         "transport.watchdog",
         "transport.pings",
         "transport.stream_call",
         "transport.thread_items",
     },
-    {"transport.inlet", "transport.streaming"},
+    {"transport.inlet", "transport.settings", "transport.streaming"},
     {"rpc.contract", "rpc.retry", "rpc.validation"},
     {"rpc.streams"},
     {"rpc.interface"},

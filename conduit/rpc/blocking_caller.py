@@ -261,6 +261,7 @@ class BlockingCaller:
         timeout: float | None | Default = DEFAULT,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Any: ...
 
     @overload
@@ -273,6 +274,7 @@ class BlockingCaller:
         returns: type[T],
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> T: ...
 
     @overload
@@ -285,6 +287,7 @@ class BlockingCaller:
         returns: Any,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Any: ...
 
     def call(
@@ -296,6 +299,7 @@ class BlockingCaller:
         returns: Any = None,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Any:
         """Call a method and return its result; arguments and errors are those of `conduit.Client`.
 
@@ -309,6 +313,7 @@ class BlockingCaller:
             returns=returns,
             headers=headers,
             retry=retry,
+            key=key,
         )
 
     @overload

@@ -26,6 +26,7 @@ from ..exceptions import (
     RPCTimeout,
     Unavailable,
 )
+from ..idempotency import KEY_BYTES
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
@@ -156,6 +157,7 @@ class Calls:
         timeout: float | None | Default = DEFAULT,
         whole: bool = False,
         headers: Headers = None,
+        key: str | None = None,
     ) -> Any:
         """Call a method of the peer and return its result.
 
@@ -166,6 +168,7 @@ class Calls:
                 handler that calls waits no longer than it may run itself.
             whole: Return `[result]` or `[result, headers]`, as it came.
             headers: What travels beside the parameters.
+            key: The idempotency key.
         """
         prefix = self._prefixes.get(method) or self._prefix(method)
         loop = self._loop
@@ -179,8 +182,9 @@ class Calls:
             assert not isinstance(timeout, Default)
             seconds = timeout
             prefix, suffix = self._with_ttl(prefix, seconds)
-        if headers:
-            prefix, suffix = self._with_meta(self._prefixes[method], seconds, headers)
+        if headers or key is not None:
+            meta = {} if key is None else {"key": _checked(key)}
+            prefix, suffix = self._with_meta(self._prefixes[method], seconds, headers, **meta)
         deadline = _NEVER if seconds is None else loop.time() + seconds
         if type(args) is not dict:
             args = _plain(args)
@@ -514,6 +518,12 @@ def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:
         f"args must be a mapping, a list, a tuple or a model, not {type(args).__name__}; "
         "data(a=1) makes one"
     )
+
+
+def _checked(key: str) -> str:
+    if not isinstance(key, str) or not 0 < len(key.encode()) <= KEY_BYTES:
+        raise ValueError(f"an idempotency key is text of 1 to {KEY_BYTES} bytes, not {key!r:.80}")
+    return key
 
 
 def _ttl(seconds: float | None) -> int:

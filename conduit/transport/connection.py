@@ -171,6 +171,7 @@ class Connection(Generic[S]):
             shared.starter,
             self._sweep,
             shared.handling,
+            keyed=settings.keyed,
             limit=settings.capabilities.calls,
             messages=settings.capabilities.window[0],
             debug=settings.debug,
