@@ -51,7 +51,11 @@ class WithOptions:
     __slots__ = ()
 
     def __replace__(
-        self, *, timeout: float | None | Default, retry: Retry | None | Default
+        self,
+        *,
+        timeout: float | None | Default,
+        retry: Retry | None | Default,
+        key: str | None | Default,
     ) -> WithOptions:
         raise NotImplementedError
 
@@ -204,7 +208,6 @@ def options(
             it. None for no deadline.
         retry: How calls are made again; None for once only. Methods that are marked `@idempotent`
             are made again also when they may have run. Calls with streams are made once.
-
         key: The idempotency key, for one call; see `Caller.call`. None for none.
 
     Raises:

@@ -139,9 +139,14 @@ class BlockingBound(WithOptions):
             setattr(cls, operation.name, functools.wraps(operation.function)(method))
 
     def __replace__(
-        self, *, timeout: float | None | Default, retry: Retry | None | Default
+        self,
+        *,
+        timeout: float | None | Default,
+        retry: Retry | None | Default,
+        key: str | None | Default,
     ) -> BlockingBound:
-        return type(self)(self._bound.__replace__(timeout=timeout, retry=retry), self._thread)
+        bound = self._bound.__replace__(timeout=timeout, retry=retry, key=key)
+        return type(self)(bound, self._thread)
 
     def __repr__(self) -> str:
         return repr(self._bound)

@@ -530,6 +530,10 @@ class Charges(Protocol):
     def watch(self) -> AsyncIterator[int]: ...
 
 
+class PlainCharges(Protocol):
+    def charge(self, amount: int) -> int: ...
+
+
 async def test_every_way_to_call() -> None:
     till = Till()
     async with running(till) as (one, _):
@@ -546,9 +550,13 @@ async def test_every_way_to_call() -> None:
             fields: dict[str, Any] = {"password": PASSWORD, "limits": FAST_LOGIN}
             host, port = till.server.address
             with blocking.Client(f"tcp://{host}:{port}", **fields) as client:
-                return client.rpc.call("charge", {"amount": 5}, key="a")
+                charges = client.rpc.bind(PlainCharges)
+                return [
+                    client.rpc.call("charge", {"amount": 5}, key="a"),
+                    options(charges, key="a").charge(5),
+                ]
 
-        assert await within(asyncio.to_thread(in_thread)) == 1
+        assert await within(asyncio.to_thread(in_thread)) == [1, 1]
         assert till.charged == [5, 5]
 
 
