@@ -279,6 +279,9 @@ class Clients:
             await asyncio.wait([before])
         await self._hooks.tell(name, *args)
 
+    def leaving(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """Do nothing: nobody else can be asked in place of a client."""
+
     def ended(self, connection: Connection, error: Exception) -> None:
         """Count a client, or a login that failed, out."""
         self._away.discard(connection)
