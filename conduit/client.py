@@ -509,7 +509,7 @@ class Client:
         self._use(connection)
         self._send_again(connection)
         self._ready()
-        if older is not None and older.left:
+        if older is not None and older.leaving:
             self._left.add(older)
         elif older is not None:
             reason = "the server has not kept the session"
@@ -655,7 +655,7 @@ class Client:
                 grown = descriptor.reconnect_delay * 2 ** min(self._failures, 16)
                 await asyncio.sleep(random.uniform(0, min(LONGEST_DELAY, grown)))
             # Those are not counted that are made before a server has gone that goes away.
-            counts = self._connection is None or not self._connection.left
+            counts = self._connection is None or not self._connection.leaving
             attempt += counts
             self._failures += counts
             try:

@@ -402,7 +402,7 @@ def _read_go_away(payload: bytes | memoryview) -> GoingAway:
     """
     try:
         body = decode(payload)
-    except RPCError:
+    except (ProtocolError, RPCError):
         body = None
     kinds = [type(value) for value in body] if type(body) is list else []
     if kinds != [int, str, int, int] or body[3] < 0:

@@ -522,7 +522,7 @@ class Connection(Generic[S]):
         return link
 
     @property
-    def left(self) -> bool:
+    def leaving(self) -> bool:
         """Whether nothing new is asked of the peer, because it goes away."""
         return self._calls.elsewhere is not None
 
