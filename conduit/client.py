@@ -335,10 +335,9 @@ class Client:
             task.cancel()
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
-        ending = self._left if connection is None else {connection, *self._left}
-        await asyncio.gather(
-            *(one.close(CloseCode.NORMAL, "the client disconnects") for one in ending)
-        )
+        for one in (connection, *self._left):
+            if one is not None:
+                await one.close(CloseCode.NORMAL, "the client disconnects")
         await self._settings.keyed.drain(0, asyncio.current_task())
         await self._background.finish(self.descriptor.connect_timeout)
         await outlast_links(self, self.descriptor.connect_timeout)
@@ -527,6 +526,7 @@ class Client:
         """Look for another server, or for the next life of this one, while it ends its work."""
         if (
             connection is self._connection
+            and self._attempt is None  # or `connect` would have begun with one that ends
             and self.status is Status.READY
             and self.descriptor.reconnect_enabled
         ):

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conduit.protocol.cndt import CNDT, State
-from conduit.protocol.events import Acknowledged, Broken, Capabilities, Closed, Event, GoingAway, Ponged
+from conduit.protocol.events import (
+    Acknowledged,
+    Broken,
+    Capabilities,
+    Closed,
+    Event,
+    GoingAway,
+    Ponged,
+)
 from conduit.protocol.frames import (
     ACCEPTED_FLAGS,
     COMPRESSED,
