@@ -80,6 +80,9 @@ class Owner:
     def returned(self, connection: Connection) -> None:
         """Nobody is told."""
 
+    def leaving(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """The peer goes away."""
+
     def ended(self, connection: Connection, error: Exception) -> None:
         """Nobody is told."""
 

@@ -11,6 +11,7 @@ from .exceptions import (
     ConduitError,
     ConnectionClosed,
     ConnectionLost,
+    IdempotencyMismatch,
     InterfaceMismatch,
     InternalError,
     InvalidParams,
@@ -23,6 +24,7 @@ from .exceptions import (
     RPCTimeout,
     Unavailable,
 )
+from .idempotency import IdempotencyStore, MemoryStore
 from .rpc.bind import options
 from .rpc.caller import data
 from .rpc.context import Context
@@ -48,10 +50,13 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionLost",
     "Context",
+    "IdempotencyMismatch",
+    "IdempotencyStore",
     "InterfaceMismatch",
     "InternalError",
     "InvalidParams",
     "Limits",
+    "MemoryStore",
     "MethodNotFound",
     "Overloaded",
     "PayloadTooLarge",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import random
 import secrets
 import ssl
+import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Literal, NoReturn, TypeVar, cast, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 from .descriptors import TLS, Address, ClientDescriptor, reveal
 from .exceptions import (
@@ -17,6 +19,7 @@ from .exceptions import (
     ConnectionClosed,
     InterfaceMismatch,
     ProtocolError,
+    RPCTimeout,
     Unavailable,
 )
 from .expected import Expected
@@ -31,13 +34,16 @@ from .rpc.interface import ASYNC
 from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.calls import DEFAULT, Default, closed_again
+from .transport.calls import DEFAULT, Default, Headers, Params, closed_again
 from .transport.connection import CONNECTING, Connection, Question, outlast_links
+from .transport.handling import HANDLING, inherit
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.link import SocketLink
 from .transport.listeners import connect
 from .transport.loop import Shared
 from .transport.settings import Settings
+from .transport.stream import Check
+from .transport.stream_call import OpenCall
 from .transport.tls import client_context, peer_end_point
 
 __all__ = ["Client", "ClientCaller", "Status"]
@@ -163,6 +169,8 @@ class Client:
         self._hooks = Hooks(logger)
         self._background = Background(logger)
         self._connection: Connection | None = None
+        self._left: set[Connection] = set()
+        self._unhandled: list[bytes] = []
         self._joining: Connection | None = None
         self._address: Address | None = None
         self._login: asyncio.Future[None] | None = None
@@ -171,10 +179,11 @@ class Client:
         self._reason: ConnectionClosed | None = None
         self._announced = False
         self._loss_told: asyncio.Task[None] | None = None
+        self._disconnect_told: asyncio.Event
         self._closed: asyncio.Future[None] | None = None
         self._failures = 0
         self._ready_since = 0.0
-        self._offline = _Offline()
+        self._offline = _Offline(self._settings.timeout)
         self._expected = Expected(self._background, logger, self.descriptor.connect_timeout)
         self.rpc = ClientCaller(self._offline, self._router, self._settings.timeout, self._expected)
 
@@ -329,8 +338,10 @@ class Client:
             task.cancel()
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
-        if connection is not None:
-            await connection.close(CloseCode.NORMAL, "the client disconnects")
+        for one in (connection, *self._left):
+            if one is not None:
+                await one.close(CloseCode.NORMAL, "the client disconnects")
+        await self._settings.keyed.drain(0, asyncio.current_task())
         await self._background.finish(self.descriptor.connect_timeout)
         await outlast_links(self, self.descriptor.connect_timeout)
 
@@ -426,7 +437,7 @@ class Client:
 
     def _use(self, connection: Connection | None) -> None:
         """Call through this connection from now on, or through none."""
-        self._connection = connection
+        self._connection = self._offline.connection = connection
         self._expected.use(connection)
         if connection is None:
             self.rpc.use(self._offline.call, self._offline.stream)
@@ -448,7 +459,7 @@ class Client:
             address=transport.get_extra_info("peername"),
         )
         self._joining = connection
-        protocol = connection.protocol
+        protocol, away = connection.protocol, self._connection
         binding = None
         tls = descriptor.tls
         wants_binding = not isinstance(tls, TLS) or tls.channel_binding
@@ -472,7 +483,7 @@ class Client:
                 min_iterations=fewest,
                 max_iterations=descriptor.limits.max_iterations,
                 compress=descriptor.enable_compression,
-                session=self._connection.session if self._connection is not None else None,
+                session=None if away is None or not away.away else away.session,
                 methods=self._router.fingerprint(),
             )
         )
@@ -513,10 +524,34 @@ class Client:
         if self.descriptor.reconnect_enabled:
             connection.keeps = connection.protocol.peer.keeps
         self._use(connection)
+        self._send_again(connection)
         self._ready()
-        if older is not None:
+        if older is not None and older.leaving:
+            self._left.add(older)
+        elif older is not None:
             reason = "the server has not kept the session"
             older.fail(ConnectionClosed(reason), CloseCode.ABNORMAL, reason)
+
+    def _send_again(self, connection: Connection) -> None:
+        """Send the messages that a server which has gone away has not handled."""
+        unhandled, self._unhandled = self._unhandled, []
+        for payload in unhandled:
+            if not connection.send_reliably(payload, sys.maxsize):
+                text = "a message of %d bytes is lost, because the next server accepts less"
+                logger.error(text, len(payload))
+
+    def leaving(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """Look for another server, or for the next life of this one, while it ends its work."""
+        if (
+            connection is self._connection
+            and self._attempt is None  # or `connect` would have begun with one that ends
+            and self.status is Status.READY
+            and self.descriptor.reconnect_enabled
+        ):
+            self._unhandled += connection.leave(self._offline)
+            self._offline.waits = True
+            self._connect_again(reason, lost=False)
+            self._failures = 0
 
     def _resume(self, connection: Connection, event: Resumed) -> None:
         """Let the connection that has lost its link go on over the one that has logged in."""
@@ -546,9 +581,13 @@ class Client:
         if connection.handling:
             # The server has closed as it should, and what it sent before is still being handled.
             self._background.start(connection.finish_messages(AFTERWARDS, None))
-        if connection is self._connection:
+        if connection in self._left:
+            self._left.discard(connection)
+            if self.status is not Status.CLOSED and not _as_announced(connection):
+                self._tell_of_loss(connection)
+        elif connection is self._connection:
             self._use(None)
-            if self.status is Status.RECONNECTING:  # it was away, for too long
+            if self.status is Status.RECONNECTING:  # it was away for too long, or has gone away
                 self._tell_of_loss(connection)
             else:
                 self._lost(connection.reason)
@@ -579,6 +618,7 @@ class Client:
             lost: Whether the session is over as well.
         """
         self._reason, self._announced = reason, True
+        self._disconnect_told = asyncio.Event()
         self._offline.become(Status.RECONNECTING)
         if asyncio.get_running_loop().time() - self._ready_since >= STEADY:
             self._failures = 0
@@ -591,11 +631,18 @@ class Client:
 
     def _tell_of_loss(self, connection: Connection) -> None:
         """Have `_reconnect` told of the session that is over, as soon as it may know."""
-        self._loss_told = self._background.start(self._hooks.tell("lost", self, connection.reason))
+        self._loss_told = self._background.start(self._tell_lost(connection.reason))
+
+    async def _tell_lost(self, reason: ConnectionClosed | None) -> None:
+        await self._disconnect_told.wait()
+        await self._hooks.tell("lost", self, reason)
 
     async def _reconnect(self, reason: ConnectionClosed, *, lost: bool) -> None:
         away = self._connection
-        await self._hooks.tell("disconnect", self, reason)
+        try:
+            await self._hooks.tell("disconnect", self, reason)
+        finally:
+            self._disconnect_told.set()
         if lost:
             await self._hooks.tell("lost", self, reason)
         if self.status is not Status.RECONNECTING:
@@ -626,16 +673,20 @@ class Client:
             if pause or attempt:
                 grown = descriptor.reconnect_delay * 2 ** min(self._failures, 16)
                 await asyncio.sleep(random.uniform(0, min(LONGEST_DELAY, grown)))
-            attempt += 1
-            self._failures += 1
+            # Those are not counted that are made before a server has gone that goes away.
+            counts = self._connection is None or not self._connection.leaving
+            attempt += counts
+            self._failures += counts
             try:
                 await self._connect_once()
             except (AuthenticationError, ProtocolError):
                 raise
             except Exception as exc:
-                last = descriptor.reconnect_attempts and attempt >= descriptor.reconnect_attempts
+                if not counts:
+                    logger.info("the server goes away, and nobody takes over yet: %s", exc)
+                    continue
                 logger.warning("attempt %d to connect failed: %s", attempt, exc)
-                if last:
+                if attempt == descriptor.reconnect_attempts:
                     raise
             else:
                 return
@@ -670,7 +721,7 @@ class Client:
 
     async def send(self, name: str, data: Any = None, *, ack: bool = False) -> None:
         """Send a message to the server; see `Connection.send`."""
-        await self.connection.send(name, data, ack=ack)
+        await (self._connection or self._offline).send(name, data, ack=ack)
 
     async def request(
         self,
@@ -681,7 +732,8 @@ class Client:
         returns: Any = None,
     ) -> Any:
         """Send a message and return what its handler answers; see `Connection.request`."""
-        return await self.connection.request(name, data, timeout=timeout, returns=returns)
+        asked = self._connection or self._offline
+        return await asked.request(name, data, timeout=timeout, returns=returns)
 
     async def ping(self) -> float:
         """Measure the time to the server and back, in seconds; see `Connection.ping`."""
@@ -698,21 +750,28 @@ _NOT_CONNECTED = {
 
 
 class _Offline:
-    """Refuses what needs a connection while there is none.
+    """Refuses what needs a connection while there is none, or has it wait for the next.
+
+    It waits behind a server that has said that it goes away: then nothing is lost, only late. What
+    such a connection is still asked for comes here as well, see `calls.Elsewhere`.
 
     It has the status of the client and not the client itself, which would otherwise know itself and
     so be freed by garbage collections only.
     """
 
-    __slots__ = ("_changed", "status")
+    __slots__ = ("_changed", "_timeout", "connection", "status", "waits")
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None) -> None:
         self.status = Status.IDLE
+        self.connection: Connection | None = None
+        self.waits = False
+        self._timeout = timeout
         self._changed: asyncio.Future[None] | None = None
 
     def become(self, status: Status) -> None:
         """Change the status, and tell whoever waits for that."""
         self.status = status
+        self.waits = self.waits and status is Status.RECONNECTING
         changed, self._changed = self._changed, None
         if changed is not None:
             changed.set_result(None)
@@ -729,13 +788,75 @@ class _Offline:
         """Return the error that says why there is no connection."""
         return ConnectionClosed(_NOT_CONNECTED[self.status])
 
-    async def call(self, *request: object) -> NoReturn:
-        """Refuse a call."""
-        raise self.error()
+    async def _next(
+        self, name: str, timeout: float | None | Default
+    ) -> tuple[Connection, float | None]:
+        """Wait for the next connection, if there will be one; the seconds that are left go with it.
 
-    async def stream(self, *request: object) -> NoReturn:
-        """Refuse a call with streams."""
-        raise self.error()
+        Raises:
+            RPCTimeout: There was none in time.
+            ConnectionClosed: There will be none.
+        """
+        seconds = self._timeout if isinstance(timeout, Default) else timeout
+        handling = HANDLING.get()
+        if handling is not None:
+            seconds = inherit(handling, seconds)
+        now = asyncio.get_running_loop().time
+        deadline = math.inf if seconds is None else now() + seconds
+        left = seconds
+        while self.waits:
+            await self.ready(left)
+            left = None if seconds is None else round(deadline - now(), 3)
+            if left is not None and left <= 0:
+                raise RPCTimeout(
+                    f"{name!r} waited {seconds} s for the connection to be made again",
+                    details={"retryable": True, "executed": False},
+                )
+        if self.connection is None:
+            raise self.error()
+        return self.connection, left
+
+    async def call(
+        self,
+        method: str,
+        args: Params = None,
+        timeout: float | None | Default = DEFAULT,
+        whole: bool = False,
+        headers: Headers = None,
+        key: str | None = None,
+    ) -> Any:
+        """Make a call by the next connection."""
+        connection, left = await self._next(method, timeout)
+        return await connection.call(method, args, left, whole, headers, key)
+
+    async def stream(
+        self,
+        method: str,
+        args: Params,
+        timeout: float | None,
+        check: Check | None,
+        headers: Headers,
+    ) -> OpenCall:
+        """Make a call with streams by the next connection."""
+        connection, left = await self._next(method, timeout)
+        return await connection.stream(method, args, left, check, headers)
+
+    async def send(self, name: str, data: Any, *, ack: bool = False) -> None:
+        """Send a message over the next connection."""
+        connection, _ = await self._next(name, None)
+        await connection.send(name, data, ack=ack)
+
+    async def request(
+        self, name: str, data: Any, timeout: float | None | Default, returns: Any = None
+    ) -> Any:
+        """Send a message over the next connection and return what its handler answers."""
+        connection, left = await self._next(name, timeout)
+        return await connection.request(name, data, timeout=left, returns=returns)
+
+
+def _as_announced(connection: Connection) -> bool:
+    """Whether a server that has said that it goes away has closed when it was done."""
+    return connection.reason is not None and connection.reason.code == CloseCode.GOING_AWAY
 
 
 def _mismatch(server: str, found: list[str]) -> InterfaceMismatch:

@@ -97,7 +97,7 @@ class Clients:
         for connection in list(self._joining):
             self._refuse(connection, "busy", "the server stops", retry=True)
         ends = (one.drain(grace, spared) for one in list(self.connected.values()))
-        await asyncio.gather(*ends)
+        await asyncio.gather(*ends, self._settings.keyed.drain(grace, spared))
 
     async def finish(self, grace: float, spared: asyncio.Task[Any] | None) -> None:
         """Wait for hooks, for messages of clients that have closed, and for links."""
@@ -330,6 +330,9 @@ class Clients:
         if before is not None:
             await asyncio.wait([before])
         await self._hooks.tell(name, *args)
+
+    def leaving(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """Do nothing: nobody else can be asked in place of a client."""
 
     def ended(self, connection: Connection, error: Exception) -> None:
         """Count a client, or a login that failed, out."""

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from .idempotency import IdempotencyStore
 from .protocol import tokens
 from .protocol.scram import Verifier, normalise
 from .roles import Roles, role_names
@@ -282,6 +283,9 @@ class ServerDescriptor(_Model):
             with the lines of code that it has reached; None looks away.
         resume_ttl: Seconds for which the session of a client that has lost its link is kept: calls
             go on, and what is sent waits for the client. 0 ends it at once.
+        idempotency: Where the answers to calls with a key are kept; by default
+            `MemoryStore()`, in the memory of this process.
+        idempotency_ttl: Seconds for which they are kept.
         rpc_timeout: Default deadline in seconds of calls that the server makes; None for none.
         debug: Show callers the traceback of a handler that fails; for development only.
         tls: Certificates, or a context of your own; None serves plain TCP.
@@ -312,6 +316,8 @@ class ServerDescriptor(_Model):
     enable_backpressure: bool = True
     watchdog: Seconds | None = 0.25
     resume_ttl: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 30.0
+    idempotency: Annotated[IdempotencyStore | None, Field(repr=False, exclude=True)] = None
+    idempotency_ttl: Seconds = 600.0
     rpc_timeout: Seconds | None = 30.0
     debug: bool = False
     tls: TLS | ssl.SSLContext | None = None

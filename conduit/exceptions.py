@@ -14,6 +14,7 @@
          ├─ Overloaded
          ├─ Unavailable
          ├─ CallCancelled
+         ├─ IdempotencyMismatch
          ├─ RPCTimeout (also TimeoutError)
          └─ InternalError                         .error_id
 
@@ -45,6 +46,7 @@ __all__ = [
     "ConduitError",
     "ConnectionClosed",
     "ConnectionLost",
+    "IdempotencyMismatch",
     "InterfaceMismatch",
     "InternalError",
     "InvalidParams",
@@ -287,6 +289,10 @@ class Unavailable(RPCError):
 
 class CallCancelled(RPCError):
     """The call was cancelled at the side that ran it."""
+
+
+class IdempotencyMismatch(RPCError):
+    """The idempotency key belongs to an earlier call with other parameters; nothing was done."""
 
 
 class RPCTimeout(RPCError, _Timeout):

@@ -65,6 +65,7 @@ class Server:
         self._address: tuple[str, int] | None = None
         self._tasks = Background(logger)
         self._stopping: asyncio.Event | None = None
+        self._hurried: asyncio.Event | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -387,7 +388,9 @@ class Server:
         await listener.close()
         if self._stopping is not None:
             self._stopping.set()
-        await self._clients.drain(grace, caller)
+        if not await self._drain(grace, caller):
+            grace = 0.0
+            await self._clients.drain(grace, caller)
         await self._tasks.cancel(caller)
         await self._clients.finish(grace, caller)
         await self._hooks.tell("shutdown", self)
@@ -397,8 +400,27 @@ class Server:
         self._address = self._ending = None
         logger.info("%s has stopped", self.name)
 
+    async def _drain(self, grace: float, caller: asyncio.Task[Any] | None) -> bool:
+        """Let the clients end what they do; False when a second signal does not leave them time."""
+        draining = asyncio.ensure_future(self._clients.drain(grace, caller))
+        if self._hurried is None:
+            await draining
+            return True
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if draining.done():
+            await draining
+            return True
+        draining.cancel()
+        await asyncio.wait([draining])
+        return False
+
     async def run(self, *, signals: bool = True, grace: float = 5.0) -> None:
         """Serve until cancelled, stopped, or told to end by SIGINT or SIGTERM.
+
+        A second signal ends the grace: handlers are cancelled at once. A thread that runs a plain
+        `def` cannot be ended, and the process waits for it as always.
 
         Args:
             signals: False leaves the signals of the process alone.
@@ -408,12 +430,18 @@ class Server:
             OSError, ValueError, ssl.SSLError: As `start`.
         """
         stopping = self._stopping = asyncio.Event()
-        with _handled_signals(stopping.set) if signals else contextlib.nullcontext():
+        hurried = self._hurried = asyncio.Event()
+
+        def stop() -> None:
+            (hurried if stopping.is_set() else stopping).set()
+
+        with _handled_signals(stop) if signals else contextlib.nullcontext():
             await self.start()
             try:
                 await stopping.wait()
             finally:
                 await self.stop(grace)
+                self._stopping = self._hurried = None
 
     async def __aenter__(self: T) -> T:
         await cast("Server", self).start()

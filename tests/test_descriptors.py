@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from conduit import MemoryStore
 from conduit.descriptors import TLS, Address, ClientDescriptor, Limits, ServerDescriptor
 from conduit.protocol.events import Capabilities
 from conduit.transport.settings import Settings
@@ -48,6 +49,8 @@ SERVER_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("enable_backpressure", [True, False], ["x", None]),
     ("watchdog", [0.001, 0.25, None], SECONDS_WRONG),
     ("resume_ttl", [0, 0.5, 30, 3600], [-1, "x", None, float("inf"), float("nan")]),
+    ("idempotency", [None, MemoryStore()], [{}, 5, "x"]),
+    ("idempotency_ttl", [0.1, 600], [*SECONDS_WRONG, None]),
     ("rpc_timeout", [0.1, 30, None], SECONDS_WRONG),
     ("debug", [True, False], ["x", None]),
     ("tls", [None, TLS(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)], [True, "cert.pem", 5]),

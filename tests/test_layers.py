@@ -20,7 +20,7 @@ PACKAGE = ROOT / "conduit"
 # From the bottom to the top. A module may import modules of the lines above its own, never of its
 # own line or of those below. `conduit/__init__.py` gathers the public names and stands outside.
 LAYERS = [
-    {"exceptions", "signatures"},
+    {"exceptions", "idempotency", "signatures"},
     {"penalties", "roles"},
     {"protocol.frames", "protocol.plain", "protocol.proxy", "protocol.tokens"},
     {"admission"},
@@ -38,7 +38,6 @@ LAYERS = [
         "transport.line",
         "transport.proxied",
         "transport.pulse",
-        "transport.settings",
         "transport.tasks",
         "transport.threads",
     },
@@ -47,12 +46,13 @@ LAYERS = [
     {
         "transport.messages",
         "transport.background",
+        "transport.keyed",
         "transport.watchdog",
         "transport.pings",
         "transport.stream_call",
         "transport.thread_items",
     },
-    {"transport.inlet", "transport.streaming"},
+    {"transport.inlet", "transport.settings", "transport.streaming"},
     {"rpc.contract", "rpc.retry", "rpc.validation"},
     {"rpc.streams"},
     {"rpc.interface"},

@@ -40,6 +40,7 @@ from .events import (
     Broken,
     Closed,
     Event,
+    GoingAway,
     Opened,
     Peer,
     Ponged,
@@ -291,7 +292,9 @@ class CNDT(FrameReader):
             events.append(_read_close(payload))
             self._enter(State.CLOSED)
         elif type == FrameType.GOAWAY:
-            events.append((type, flags, id, payload))
+            going = _read_go_away(payload)
+            self.session.wanted = going.last  # an ACK may stand behind it in the same batch
+            events.append(going)
         else:
             self._login_step(type, bytes(payload), events)
 
@@ -401,6 +404,24 @@ class _Rate:
             self._count, self._since = 0, now
         self._count += 1
         return self._count <= self._limit
+
+
+def _read_go_away(payload: bytes | memoryview) -> GoingAway:
+    """Read `[code, reason, grace_ms, last]`.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    try:
+        body = decode(payload)
+    except (ProtocolError, RPCError):
+        body = None
+    kinds = [type(value) for value in body] if type(body) is list else []
+    if kinds != [int, str, int, int] or body[3] < 0:
+        raise ProtocolError(
+            "GOAWAY must carry [code, reason, grace_ms, last]", close_code=CloseCode.BAD_PAYLOAD
+        )
+    return GoingAway(body[0], body[1][:123], body[3])
 
 
 def _read_close(payload: bytes | memoryview) -> Closed:

@@ -18,6 +18,7 @@ __all__ = [
     "Capabilities",
     "Closed",
     "Event",
+    "GoingAway",
     "KeysNeeded",
     "Opened",
     "Peer",
@@ -194,6 +195,19 @@ class Ponged:
 
 
 @dataclass(frozen=True, slots=True)
+class GoingAway:
+    """The peer will close soon, and says why.
+
+    Attributes:
+        last: The number of the last frame whose request or message it serves.
+    """
+
+    code: int
+    reason: str
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The peer closes, and says why."""
 
@@ -222,6 +236,7 @@ Event = (
     | Opened
     | Acknowledged
     | Ponged
+    | GoingAway
     | Closed
     | Broken
 )

@@ -8,7 +8,8 @@ tells the highest number that it has accepted, and is sent again what comes behi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
 from ..exceptions import ProtocolError
 from .frames import HEADER, HEADER_SIZE
@@ -35,6 +36,8 @@ class Session:
         received: The highest number that this side has accepted.
         reported: The highest number that this side has acknowledged.
         outbox_bytes: What waits for an acknowledgement.
+        wanted: The number behind which frames are kept even if they are acknowledged, because a
+            peer that goes away accepts them and does not serve them.
     """
 
     __slots__ = (
@@ -48,6 +51,7 @@ class Session:
         "received",
         "reported",
         "sent",
+        "wanted",
     )
 
     def __init__(self, id: bytes = b"", epoch: bytes = b"") -> None:
@@ -60,6 +64,7 @@ class Session:
         self.received = 0
         self.reported = 0
         self.outbox_bytes = 0
+        self.wanted = sys.maxsize
         self._outbox: list[tuple[int, int, Sequence[bytes]]] = []
 
     def keep(self, chunks: Sequence[bytes], size: int) -> None:
@@ -85,6 +90,7 @@ class Session:
                 f"the peer acknowledges frame {number}, but {self._flushed} were sent"
             )
         self._acknowledged = max(self._acknowledged, number)
+        number = min(number, self.wanted)
         accepted = 0
         for last, size, _ in self._outbox:
             if last > number:
@@ -117,6 +123,30 @@ class Session:
             self._forgotten = accepted
         self.reported = self.received
         return [chunk for _, _, chunks in self._outbox for chunk in chunks]
+
+    def unserved(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield word, id and payload of the frames behind `wanted` that were written."""
+        for last, _, chunks in self._outbox:
+            batch = b"".join(chunks) if last > self.wanted else b""
+            headers = list(_headers(batch))
+            for place, (start, word, size, id) in enumerate(headers):
+                if last - len(headers) + 1 + place > self.wanted:
+                    yield word, id, batch[start : start + size]
+
+    def release(self) -> None:
+        """Want nothing any more but what is not acknowledged."""
+        self.wanted = sys.maxsize
+        self.acknowledge(self._acknowledged)
+
+
+def _headers(batch: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield of each frame of a batch where the payload begins, the word, the size and the id."""
+    start = 0
+    while start < len(batch):
+        word, size, id, _, _ = HEADER.unpack_from(batch, start)
+        start += HEADER_SIZE
+        yield start, word, size, id
+        start += size
 
 
 def _behind(batch: bytes, frames: int) -> int:

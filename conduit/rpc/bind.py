@@ -28,8 +28,10 @@ __all__ = ["Bound", "Call", "OpenStream", "Retried", "WithOptions", "bound_class
 
 T = TypeVar("T")
 
-Call = Callable[[str, Params, "float | None | Default", bool, Headers], Coroutine[Any, Any, Any]]
-"""Method, arguments, timeout, whether the whole body of the answer is wanted, and headers."""
+Call = Callable[
+    [str, Params, "float | None | Default", bool, Headers, "str | None"], Coroutine[Any, Any, Any]
+]
+"""Method, arguments, timeout, whether the whole body of the answer is wanted, headers, and key."""
 
 OpenStream = Callable[
     [str, Params, "float | None", "Check | None", Headers], Coroutine[Any, Any, OpenCall]
@@ -37,7 +39,8 @@ OpenStream = Callable[
 """Method, arguments, timeout, what validates the items, and headers."""
 
 Retried = Callable[
-    [Retry, bool, str, Params, "float | None | Default", bool, Headers], Coroutine[Any, Any, Any]
+    [Retry, bool, str, Params, "float | None | Default", bool, Headers, "str | None"],
+    Coroutine[Any, Any, Any],
 ]
 """How to try again, whether the method is marked idempotent, and then as for `Call`."""
 
@@ -48,7 +51,11 @@ class WithOptions:
     __slots__ = ()
 
     def __replace__(
-        self, *, timeout: float | None | Default, retry: Retry | None | Default
+        self,
+        *,
+        timeout: float | None | Default,
+        retry: Retry | None | Default,
+        key: str | None | Default,
     ) -> WithOptions:
         raise NotImplementedError
 
@@ -63,9 +70,10 @@ class Bound(WithOptions):
         timeout: Seconds for each call, None for no deadline; `DEFAULT` is what `rpc.call` and
             `rpc.stream` have.
         retry: How calls are made again that have no streams, or None.
+        key: The idempotency key of each call, or None.
     """
 
-    __slots__ = ("_call", "_open", "_retried", "_retry", "_timeout")
+    __slots__ = ("_call", "_key", "_open", "_retried", "_retry", "_timeout")
 
     def __init__(
         self,
@@ -74,12 +82,14 @@ class Bound(WithOptions):
         retried: Retried,
         timeout: float | None | Default = DEFAULT,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> None:
         self._call = call
         self._open = open
         self._retried = retried
         self._timeout = timeout
         self._retry = retry
+        self._key = key
 
     def __init_subclass__(cls, interface: type, style: Style) -> None:
         for operation in operations(interface, style):
@@ -92,7 +102,11 @@ class Bound(WithOptions):
             setattr(cls, operation.name, functools.wraps(operation.function)(method))
 
     def __replace__(
-        self, *, timeout: float | None | Default, retry: Retry | None | Default
+        self,
+        *,
+        timeout: float | None | Default,
+        retry: Retry | None | Default,
+        key: str | None | Default,
     ) -> Bound:
         return type(self)(
             self._call,
@@ -100,6 +114,7 @@ class Bound(WithOptions):
             self._retried,
             self._timeout if isinstance(timeout, Default) else timeout,
             self._retry if isinstance(retry, Default) else retry,
+            self._key if isinstance(key, Default) else key,
         )
 
     def __repr__(self) -> str:
@@ -115,7 +130,9 @@ class Bound(WithOptions):
             call = (
                 self._call if self._retry is None else partial(self._retried, self._retry, marked)
             )
-            return read(await call(name, params(args, kwargs), self._timeout, True, None))
+            return read(
+                await call(name, params(args, kwargs), self._timeout, True, None, self._key)
+            )
 
         return method
 
@@ -126,6 +143,8 @@ class Bound(WithOptions):
         check = _check(operation)
 
         def method(self: Bound, /, *args: Any, **kwargs: Any) -> StreamCall[Any, Any]:
+            if self._key is not None:
+                raise TypeError(f"{name!r} has streams, and a call with streams takes no key")
             timeout = None if isinstance(self._timeout, Default) else self._timeout
             arguments = params(args, kwargs)
             return StreamCall(partial(self._open, name, arguments, timeout, check, None), read)
@@ -177,6 +196,7 @@ def options(
     *,
     timeout: float | None | Default = DEFAULT,
     retry: Retry | None | Default = DEFAULT,
+    key: str | None | Default = DEFAULT,
 ) -> T:
     """Return the same methods with other options; the object that is given stays as it is.
 
@@ -188,13 +208,14 @@ def options(
             it. None for no deadline.
         retry: How calls are made again; None for once only. Methods that are marked `@idempotent`
             are made again also when they may have run. Calls with streams are made once.
+        key: The idempotency key, for one call; see `Caller.call`. None for none.
 
     Raises:
         TypeError: It is something else.
     """
     if not isinstance(bound, WithOptions):
         raise TypeError(f"options are for what rpc.bind(...) returns, not {bound!r}")
-    return cast("T", bound.__replace__(timeout=timeout, retry=retry))
+    return cast("T", bound.__replace__(timeout=timeout, retry=retry, key=key))
 
 
 def _params(operation: Operation) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:

@@ -139,9 +139,14 @@ class BlockingBound(WithOptions):
             setattr(cls, operation.name, functools.wraps(operation.function)(method))
 
     def __replace__(
-        self, *, timeout: float | None | Default, retry: Retry | None | Default
+        self,
+        *,
+        timeout: float | None | Default,
+        retry: Retry | None | Default,
+        key: str | None | Default,
     ) -> BlockingBound:
-        return type(self)(self._bound.__replace__(timeout=timeout, retry=retry), self._thread)
+        bound = self._bound.__replace__(timeout=timeout, retry=retry, key=key)
+        return type(self)(bound, self._thread)
 
     def __repr__(self) -> str:
         return repr(self._bound)
@@ -261,6 +266,7 @@ class BlockingCaller:
         timeout: float | None | Default = DEFAULT,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Any: ...
 
     @overload
@@ -273,6 +279,7 @@ class BlockingCaller:
         returns: type[T],
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> T: ...
 
     @overload
@@ -285,6 +292,7 @@ class BlockingCaller:
         returns: Any,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Any: ...
 
     def call(
@@ -296,6 +304,7 @@ class BlockingCaller:
         returns: Any = None,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Any:
         """Call a method and return its result; arguments and errors are those of `conduit.Client`.
 
@@ -309,6 +318,7 @@ class BlockingCaller:
             returns=returns,
             headers=headers,
             retry=retry,
+            key=key,
         )
 
     @overload

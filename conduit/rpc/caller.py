@@ -78,6 +78,7 @@ class Caller:
         timeout: float | None | Default = DEFAULT,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Coroutine[Any, Any, Any]: ...
 
     @overload
@@ -90,6 +91,7 @@ class Caller:
         returns: type[T],
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Coroutine[Any, Any, T]: ...
 
     @overload
@@ -102,6 +104,7 @@ class Caller:
         returns: Any,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Coroutine[Any, Any, Any]: ...
 
     def call(
@@ -113,6 +116,7 @@ class Caller:
         returns: Any = None,
         headers: Headers = None,
         retry: Retry | None = None,
+        key: str | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """Call a method and return its result.
 
@@ -131,12 +135,18 @@ class Caller:
             retry: Make the call again where it is safe, and wait for a client that connects again;
                 the error is then that of the last attempt. Cancelling it ends a pause as well.
 
+            key: An idempotency key: text of 1 to 64 bytes, such as `str(uuid.uuid4())`, that no
+                other call has. However often a call with this key arrives, over whatever
+                connection of this user, the handler runs once and all get its answer, as long as
+                the peer remembers the key.
+
         Raises:
             RPCTimeout: No answer came in time.
             MethodNotFound: The peer has no such method; the text names the nearest.
             InvalidParams: The arguments do not fit; `errors` says where.
             InternalError: The handler failed; `error_id` finds the reason in its log.
             Overloaded: There is no free slot, and this call must not wait for one.
+            IdempotencyMismatch: The key belongs to a call with other arguments.
             ConnectionLost: The connection went away before the answer.
             ConnectionClosed: The connection is closed.
             TypeError: An argument cannot be sent; ValueError for a number or text that cannot. The
@@ -144,8 +154,8 @@ class Caller:
             pydantic.ValidationError: The result is not what `returns` says.
         """
         if returns is None and retry is None:
-            return self._call(method, args, timeout, False, headers)
-        return self._call_and_read(returns, retry, method, args, timeout, True, headers)
+            return self._call(method, args, timeout, False, headers, key)
+        return self._call_and_read(returns, retry, method, args, timeout, True, headers, key)
 
     async def _call_and_read(self, returns: Any, retry: Retry | None, *request: Any) -> Any:
         call = self._call if retry is None else partial(self._retried, retry, False)
@@ -161,13 +171,14 @@ class Caller:
         timeout: float | None | Default,
         whole: bool,
         headers: Headers,
+        key: str | None,
     ) -> Any:
         """Make a call, and make it again while `retry` says so.
 
         Args:
             retry: The attempts and the pauses.
             idempotent: Whether the method is marked.
-            method, args, timeout, whole, headers: As for `Calls.call`.
+            method, args, timeout, whole, headers, key: As for `Calls.call`.
         """
         seconds = self._timeout if isinstance(timeout, Default) else timeout
         handling = HANDLING.get()
@@ -177,12 +188,14 @@ class Caller:
             self._budget = Budget()
         now = asyncio.get_running_loop().time
         deadline = math.inf if seconds is None else now() + seconds
+        idempotent = idempotent or key is not None
         attempts = Attempts(retry, self._budget, idempotent=idempotent, deadline=deadline)
         if self._ready is not None:
             await self._ready(attempts.left(now()))
         while True:
             try:
-                result = await self._call(method, args, attempts.left(now()), whole, headers)
+                left = attempts.left(now())
+                result = await self._call(method, args, left, whole, headers, key)
             except (ConnectionClosed, RPCError) as exc:
                 pause = attempts.failed(exc, now())
                 if pause is None or not await self._again(exc, pause, deadline):
@@ -370,7 +383,7 @@ class Caller:
         (with `items` and `argument`), `requires`, `deprecated` and `examples`.
         """
         methods: list[dict[str, Any]] = await self._call(
-            "conduit.discover", None, DEFAULT, False, None
+            "conduit.discover", None, DEFAULT, False, None, None
         )
         return methods
 
@@ -382,7 +395,7 @@ class Caller:
             )
 
         def method(**parameters: Any) -> Coroutine[Any, Any, Any]:
-            return self._call(name, parameters, DEFAULT, False, None)
+            return self._call(name, parameters, DEFAULT, False, None, None)
 
         method.__name__ = method.__qualname__ = name
         return method

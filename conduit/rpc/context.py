@@ -75,6 +75,14 @@ class Context:
         return self._handled.headers
 
     @property
+    def key(self) -> str | None:
+        """The idempotency key of the call: `rpc.call(..., key="...")`; None without one.
+
+        The handler may hand it on, such as to a payment service that knows such keys.
+        """
+        return self._handled.key
+
+    @property
     def response_headers(self) -> dict[str, Any]:
         """What goes back beside the result, as from `Response`; an error goes back without.
 

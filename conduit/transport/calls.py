@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 from pydantic import BaseModel
 
@@ -26,6 +26,7 @@ from ..exceptions import (
     RPCTimeout,
     Unavailable,
 )
+from ..idempotency import KEY_BYTES
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
@@ -39,10 +40,13 @@ __all__ = [
     "NAME_BYTES",
     "Calls",
     "Default",
+    "Elsewhere",
     "Headers",
+    "Moved",
     "Params",
     "closed_again",
     "too_large",
+    "unserved",
 ]
 
 
@@ -81,6 +85,29 @@ _Table = dict[int, tuple["asyncio.Future[list[Any]]", float, str, "float | None"
 """Id -> what its caller waits on, the deadline, the name, and the timeout in seconds."""
 
 
+class Elsewhere(Protocol):
+    """Does what is asked of a connection whose peer goes away; see `Calls.call` and `Messages`."""
+
+    async def call(
+        self,
+        method: str,
+        args: Params,
+        timeout: float | None | Default,
+        whole: bool,
+        headers: Headers,
+        key: str | None,
+    ) -> Any: ...
+    async def stream(
+        self, method: str, args: Params, timeout: float | None, check: Any, headers: Headers
+    ) -> Any: ...
+    async def send(self, name: str, data: Any) -> None: ...
+    async def request(self, name: str, data: Any, timeout: float | None | Default) -> Any: ...
+
+
+class Moved(Exception):
+    """The peer goes away, so that what was not sent to it is to be done elsewhere."""
+
+
 class Calls:
     """The outgoing calls of one connection.
 
@@ -92,6 +119,10 @@ class Calls:
         first_id: 1 on the connecting side and 2 on the accepting one.
         timeout: Seconds that a call has by default, or None.
         backpressure: Whether a call waits for a slot, or is refused.
+
+    Attributes:
+        late: Answers that came when nobody waited for them any more.
+        elsewhere: Who makes the calls that the peer does not serve, because it goes away.
     """
 
     __slots__ = (
@@ -111,6 +142,7 @@ class Calls:
         "_timeout",
         "_unsent_from",
         "_value_max",
+        "elsewhere",
         "late",
     )
 
@@ -140,8 +172,9 @@ class Calls:
         self._replies: _Table = {}
         self._prefixes: dict[str, bytes] = {}
         self._large = _NOTHING_LARGE
-        self._unsent_from: int | None = None
+        self._unsent_from: float | None = None
         self.late = 0
+        self.elsewhere: Elsewhere | None = None
 
     def opened(self, peer: Capabilities) -> None:
         """Learn what the peer grants."""
@@ -149,13 +182,14 @@ class Calls:
         self._limit = peer.calls
         self._value_max = peer.frame_max
 
-    async def call(
+    async def call(  # noqa: C901  # the hot path: a function more would cost each call
         self,
         method: str,
         args: Params = None,
         timeout: float | None | Default = DEFAULT,
         whole: bool = False,
         headers: Headers = None,
+        key: str | None = None,
     ) -> Any:
         """Call a method of the peer and return its result.
 
@@ -166,6 +200,7 @@ class Calls:
                 handler that calls waits no longer than it may run itself.
             whole: Return `[result]` or `[result, headers]`, as it came.
             headers: What travels beside the parameters.
+            key: The idempotency key.
         """
         prefix = self._prefixes.get(method) or self._prefix(method)
         loop = self._loop
@@ -179,8 +214,9 @@ class Calls:
             assert not isinstance(timeout, Default)
             seconds = timeout
             prefix, suffix = self._with_ttl(prefix, seconds)
-        if headers:
-            prefix, suffix = self._with_meta(self._prefixes[method], seconds, headers)
+        if headers or key is not None:
+            meta = {} if key is None else {"key": _checked(key)}
+            prefix, suffix = self._with_meta(self._prefixes[method], seconds, headers, **meta)
         deadline = _NEVER if seconds is None else loop.time() + seconds
         if type(args) is not dict:
             args = _plain(args)
@@ -198,7 +234,10 @@ class Calls:
             raise too_large("the arguments", len(packed) + len(tail), self._value_max)
         outlet, pending = self._outlet, self._pending
         if len(pending) >= self._limit or self._line.waiters or outlet.blocked:
-            await self._turn(method, deadline, seconds)
+            try:
+                await self._turn(method, deadline, seconds)
+            except Moved:
+                return await self._move_on(method, args, deadline, whole, headers, key)
         future: asyncio.Future[list[Any]] = loop.create_future()
         id = self._next_id
         self._next_id = id + 2
@@ -218,7 +257,43 @@ class Calls:
         except asyncio.CancelledError:
             self.abandon(id, "the caller was cancelled")
             raise
-        return body if whole else body[0]
+        except (Unavailable, ConnectionLost) as exc:
+            if self.elsewhere is None or not unserved(exc):
+                raise
+        else:
+            return body if whole else body[0]
+        return await self._move_on(method, args, deadline, whole, headers, key)
+
+    async def _move_on(
+        self,
+        method: str,
+        args: Params,
+        deadline: float,
+        whole: bool,
+        headers: Headers,
+        key: str | None,
+    ) -> Any:
+        """Have a call made elsewhere, within the time that it has left."""
+        assert self.elsewhere is not None
+        return await self.elsewhere.call(method, args, self.left(deadline), whole, headers, key)
+
+    def left(self, deadline: float) -> float | None:
+        """Return the seconds until a deadline, in whole milliseconds; None for none."""
+        if deadline == math.inf:
+            return None
+        return max(0.001, round(deadline - self._loop.time(), 3))
+
+    def leave(self, elsewhere: Elsewhere, unserved_from: float) -> None:
+        """Make no more calls here: the peer goes away.
+
+        Args:
+            elsewhere: Who makes them.
+            unserved_from: The first id that the peer does not serve.
+        """
+        self.elsewhere = elsewhere
+        self._unsent_from = unserved_from
+        self._limit = 0  # so that each call takes the way through `_turn`
+        self._line.fail(Moved)
 
     def _split(self, args: Any) -> tuple[bytes, bytes]:
         return self._encoder.split(args) or (self._encoder.pack(args), b"")
@@ -344,6 +419,8 @@ class Calls:
         """Wait in line until the peer grants a slot and there is room to send."""
         outlet, again = self._outlet, False
         while True:
+            if self.elsewhere is not None:
+                raise Moved
             if outlet.closed is not None:
                 raise closed_again(outlet.closed)
             if not self._opened:
@@ -500,6 +577,13 @@ class Calls:
         self._line.fail(partial(closed_again, error))
 
 
+def unserved(error: Unavailable | ConnectionLost) -> bool:
+    """Whether an error says that the peer has not begun to do what it was asked for."""
+    if isinstance(error, ConnectionLost):
+        return error.executed is False
+    return error.details.get("executed") is False
+
+
 def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:
     """Return parameters as a map or an array."""
     if args is None:
@@ -514,6 +598,12 @@ def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:
         f"args must be a mapping, a list, a tuple or a model, not {type(args).__name__}; "
         "data(a=1) makes one"
     )
+
+
+def _checked(key: str) -> str:
+    if not isinstance(key, str) or not 0 < len(key.encode()) <= KEY_BYTES:
+        raise ValueError(f"an idempotency key is text of 1 to {KEY_BYTES} bytes, not {key!r:.80}")
+    return key
 
 
 def _ttl(seconds: float | None) -> int:

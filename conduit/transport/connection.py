@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any, Generic, Protocol, cast
 
 from typing_extensions import TypeVar
@@ -23,6 +24,7 @@ from ..protocol.events import (
     Capabilities,
     Closed,
     Event,
+    GoingAway,
     KeysNeeded,
     Opened,
     Peer,
@@ -32,10 +34,11 @@ from ..protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from ..protocol.frames import CloseCode, FrameType, Payload
+from ..protocol.frames import COMPRESSED, REPLY, CloseCode, FrameType, Payload
+from ..protocol.payload import COMPRESS_MOST, inflate
 from ..protocol.session import Session
 from ..rpc.caller import Caller, convert
-from .calls import DEFAULT, Calls, Default, Headers, Params, closed_again
+from .calls import DEFAULT, Calls, Default, Elsewhere, Headers, Moved, Params, closed_again
 from .inlet import Inlet
 from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
@@ -87,6 +90,9 @@ class Owner(Protocol):
 
     def returned(self, connection: Connection[Any]) -> None:
         """The connection goes on over another link."""
+
+    def leaving(self, connection: Connection[Any], reason: ConnectionClosed) -> None:
+        """The peer has said that it goes away; see `Connection.leave`."""
 
     def ended(self, connection: Connection[Any], error: Exception) -> None:
         """The connection is over: called once, also when the login failed."""
@@ -180,6 +186,7 @@ class Connection(Generic[S]):
             shared.starter,
             self._sweep,
             shared.handling,
+            keyed=settings.keyed,
             limit=settings.capabilities.calls,
             limit_of_all=settings.running,
             messages=settings.capabilities.window[0],
@@ -384,7 +391,12 @@ class Connection(Generic[S]):
         headers: Headers,
     ) -> OpenCall:
         """Send the request of a call with streams; `rpc.stream` is what people use."""
-        return await self.streams.call(method, args, timeout, check, headers)
+        try:
+            return await self.streams.call(method, args, timeout, check, headers)
+        except Moved:
+            assert self._calls.elsewhere is not None
+        call: OpenCall = await self._calls.elsewhere.stream(method, args, timeout, check, headers)
+        return call
 
     @property
     def running(self) -> int:
@@ -521,6 +533,34 @@ class Connection(Generic[S]):
         self._outlet.forget()
         self._loop.call_soon(self._over)  # behind the batch that is being handled
         return link
+
+    @property
+    def leaving(self) -> bool:
+        """Whether nothing new is asked of the peer, because it goes away."""
+        return self._calls.elsewhere is not None
+
+    def leave(self, elsewhere: Elsewhere) -> list[bytes]:
+        """Ask nothing new of the peer, which goes away; what is in flight goes on.
+
+        Args:
+            elsewhere: Does what is asked of this connection from now on, and what the peer refuses
+                because it came too late.
+
+        Returns:
+            The payloads of the messages that it will not handle, in order.
+        """
+        self.keeps = 0.0
+        self._outlet.flush()
+        messages: list[bytes] = []
+        unserved_from = math.inf
+        for word, id, payload in self._protocol.session.unserved():
+            type, flags = word >> 16 & 0xFF, word & 0xFFFF
+            if type == FrameType.MESSAGE and not id and not flags & REPLY:
+                messages.append(inflate(payload, COMPRESS_MOST) if flags & COMPRESSED else payload)
+            elif type == FrameType.RPC_REQUEST or (type == FrameType.MESSAGE and not flags & REPLY):
+                unserved_from = min(unserved_from, id)
+        self._calls.leave(elsewhere, unserved_from)
+        return messages + self._messages.leave()
 
     async def drain(self, grace: float, spared: asyncio.Future[Any] | None = None) -> None:
         """Tell the peer that the end is near, let running handlers end, and close.
@@ -709,7 +749,7 @@ class Connection(Generic[S]):
                 self._messages.cancel(id)
         elif type == FrameType.STREAM_CREDIT and id == 0:
             self._messages.credit(payload)
-        elif type != FrameType.GOAWAY and self._streams is not None:
+        elif self._streams is not None:
             self._streams.receive(type, id, payload)
         return False
 
@@ -727,6 +767,10 @@ class Connection(Generic[S]):
         elif isinstance(event, Ponged):
             if self._pings is not None:
                 self._pings.ponged(event.id)
+        elif isinstance(event, GoingAway):
+            self._owner.leaving(self, ConnectionClosed(event.reason, code=event.code))
+            self._protocol.session.release()
+            self._outlet.acknowledged()
         elif isinstance(event, Closed):
             told = f"closed by the peer: {event.reason or 'no reason given'}"
             self._polite = event.code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)

@@ -43,6 +43,7 @@ class Handled:
         name: Of the method or the message.
         deadline: When its time is up, by `time.monotonic`; None for no deadline.
         headers: What the caller sent beside the parameters.
+        key: The idempotency key of the call, or None.
         response_headers: What goes back beside the result; None as long as nobody has asked.
         state: What the application keeps for it; None as long as nobody has asked.
         stopped: Why nobody waits for it any more, if that is so.
@@ -53,6 +54,7 @@ class Handled:
         "connection",
         "deadline",
         "headers",
+        "key",
         "name",
         "response_headers",
         "state",
@@ -67,6 +69,8 @@ class Handled:
         deadline: float | None = None,
         headers: Mapping[str, Any] | None = None,
         stopped: RPCError | None = None,
+        *,
+        key: str | None = None,
     ) -> None:
         self.connection = connection
         self.name = name
@@ -76,6 +80,7 @@ class Handled:
         self.state: dict[str, Any] | None = None
         self.stopped = stopped
         self.unbounded = 0
+        self.key = key
 
 
 class Source(Protocol):

@@ -21,15 +21,26 @@ from typing import Any, Final, NamedTuple
 from ..exceptions import (
     CallCancelled,
     ConnectionClosed,
+    ConnectionLost,
     Overloaded,
     ProtocolError,
     RPCError,
     RPCTimeout,
+    Unavailable,
 )
 from ..protocol.events import Capabilities
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import UNSENDABLE, Encoder, decode, read_credit
-from .calls import DEFAULT, NAME_BYTES, Calls, Default, closed_again, too_large
+from .calls import (
+    DEFAULT,
+    NAME_BYTES,
+    Calls,
+    Default,
+    Moved,
+    closed_again,
+    too_large,
+    unserved,
+)
 from .handling import HANDLING
 from .line import Line
 from .outlet import Outlet
@@ -164,18 +175,43 @@ class Messages:
                 self._calm = self._loop.create_future()
             await asyncio.shield(self._calm)
         if not self._may_send():
-            await self._turn(name, math.inf, None)
+            try:
+                await self._turn(name, math.inf, None)
+            except Moved:
+                assert self._calls.elsewhere is not None
+                await self._calls.elsewhere.send(name, data)
+                return
         self._put(0, payload)
 
     async def request(self, name: str, data: Any, timeout: float | None | Default = DEFAULT) -> Any:
         """Send a message and return what its handler answers."""
         payload = self._encode(name, data)
-        seconds, deadline = self._calls.deadline(timeout)
-        if not self._may_send():
-            await self._turn(name, deadline, seconds)
-        id = self._calls.take_id()
-        self._put(id, payload)
-        return await self._calls.reply(id, name, seconds, deadline)
+        calls = self._calls
+        seconds, deadline = calls.deadline(timeout)
+        try:
+            if not self._may_send():
+                await self._turn(name, deadline, seconds)
+            id = calls.take_id()
+            self._put(id, payload)
+            return await calls.reply(id, name, seconds, deadline)
+        except Moved:
+            pass
+        except (Unavailable, ConnectionLost) as exc:
+            if calls.elsewhere is None or not unserved(exc):
+                raise
+        assert calls.elsewhere is not None
+        return await calls.elsewhere.request(name, data, calls.left(deadline))
+
+    def leave(self) -> list[bytes]:
+        """Send nothing more: the peer goes away.
+
+        Returns:
+            The payloads of the reliable messages that were not sent yet.
+        """
+        self._count = -sys.maxsize  # no credit makes up for it, so that nobody may send
+        self._line.fail(Moved)
+        unsent, self._reliable = self._reliable, None
+        return list(unsent or ())
 
     def send_reliably(self, payload: bytes) -> int:
         """Send an encoded message without waiting; what has no credit yet is kept in order.
@@ -192,7 +228,7 @@ class Messages:
         return 0
 
     def _encode(self, name: str, data: Any) -> bytes:
-        if self._outlet.closed is not None:
+        if self._outlet.closed is not None and self._calls.elsewhere is None:
             raise closed_again(self._outlet.closed)
         return encode_message(self._encoder, name, data, self._value_max)
 
@@ -203,6 +239,8 @@ class Messages:
         """Wait in line for credit and for room in the outbox."""
         again = False
         while True:
+            if self._calls.elsewhere is not None:
+                raise Moved
             if self._outlet.closed is not None:
                 raise closed_again(self._outlet.closed)
             if not self._waits:

@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ..exceptions import (
     CallCancelled,
+    InvalidParams,
     MethodNotFound,
     Overloaded,
     PayloadTooLarge,
@@ -26,6 +27,7 @@ from ..exceptions import (
     RPCTimeout,
     Unavailable,
 )
+from ..idempotency import KEY_BYTES
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
@@ -91,6 +93,14 @@ class Routes(Protocol):
     def unknown_message(self, name: str, roles: frozenset[str]) -> MethodNotFound: ...
 
 
+class Keys(Protocol):
+    """What serving needs of `keyed.Keyed`."""
+
+    def once(
+        self, handler: Handler, handled: Handled, encoder: Encoder, *, debug: bool
+    ) -> Handler: ...
+
+
 class Serving:
     """The calls of the peer.
 
@@ -102,6 +112,7 @@ class Serving:
         starter: Starts coroutines.
         sweep: Watches the deadlines.
         handling: The handlers that run on the loop.
+        keyed: Runs the calls with a key.
         limit: Calls that may run at once.
         limit_of_all: Handlers on the event loop, whoever they run for, from which calls are refused
             beyond the first of this peer.
@@ -121,6 +132,7 @@ class Serving:
         "_hasty",
         "_held_bytes",
         "_held_calls",
+        "_keyed",
         "_limit",
         "_limit_of_all",
         "_loop",
@@ -151,6 +163,7 @@ class Serving:
         sweep: Sweep,
         handling: Handling,
         *,
+        keyed: Keys,
         limit: int,
         limit_of_all: int,
         messages: int,
@@ -164,6 +177,7 @@ class Serving:
         self._encoder = encoder
         self._start = starter.start
         self._sweep = sweep
+        self._keyed = keyed
         self.handling = handling
         self._limit = limit
         self._limit_of_all = limit_of_all
@@ -213,8 +227,8 @@ class Serving:
         handling = self.handling
         handling.call = body
         try:
-            if meta is not None and "stream" in meta:
-                result = self._connection.streams.serve(id, handler, params, meta["stream"])
+            if meta is not None and ("stream" in meta or "key" in meta):
+                handler, result = self._run_special(id, handler, params, meta)
             elif handler.kind == "coroutine":
                 result = self._start(handler.start(params, self._connection))
             else:
@@ -229,6 +243,26 @@ class Serving:
             self._failed(id, handler, exc)
             return
         self._track(id, handler, result.future, ttl)
+
+    def _run_special(
+        self, id: int, handler: Handler, params: Any, meta: dict[str, Any]
+    ) -> tuple[Handler, Any]:
+        """Run the handler of a call with streams or with a key until it suspends.
+
+        Returns:
+            What sees to the result, and the result as from `execute`.
+        """
+        if "key" not in meta:
+            return handler, self._connection.streams.serve(id, handler, params, meta["stream"])
+        if "stream" in meta:
+            raise InvalidParams(
+                f"{handler.name!r} was called with streams and a key; a call with streams takes "
+                "no key",
+                details={"executed": False},
+            )
+        self.handling.call = handled = self.handled(self.handling.call)
+        once = self._keyed.once(handler, handled, self._encoder, debug=self.debug)
+        return once, self.execute(once, params)
 
     def _sheds(self, id: int, name: str, ttl: int | None) -> bool:
         """Refuse a call whose time is up before its turn: nobody waits for it any more."""
@@ -308,7 +342,7 @@ class Serving:
             return Handled(self._connection, call.name)
         name, meta = call[0], call[2] if len(call) == 3 else {}
         ends = self.handling.arrived + self._allowed(self._methods[name], meta.get("ttl"))
-        return Handled(self._connection, name, none_or(ends), headers_of(call))
+        return Handled(self._connection, name, none_or(ends), headers_of(call), key=meta.get("key"))
 
     def _allowed(self, handler: Handler, ttl: int | None) -> float:
         """Return the seconds that a call has from the arrival of its batch, or infinity.
@@ -508,6 +542,10 @@ def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
     headers = meta.get("headers", {})
     if type(headers) is not dict or not all(type(key) is str for key in headers):
         raise _bad_request("headers must be a map with keys of text")
+    if "key" in meta:
+        key = meta["key"]
+        if type(key) is not str or not 0 < len(key.encode()) <= KEY_BYTES:
+            raise _bad_request(f"key must be text of 1 to {KEY_BYTES} bytes")
     if "ttl" not in meta:
         return name, params, None, meta
     ttl = meta["ttl"]

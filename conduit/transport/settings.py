@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..descriptors import ClientDescriptor, ServerDescriptor
 from ..protocol.events import RESUME, Capabilities
+from .keyed import Keyed
 
 __all__ = ["Settings"]
 
@@ -22,6 +23,7 @@ class Settings:
         debug: Whether the peer is shown the tracebacks of handlers that fail.
         backpressure: Whether senders wait at all, or are refused.
         heartbeat: Interval and timeout in seconds. A client takes its server's instead.
+        keyed: Runs the calls with an idempotency key, which belong to no single connection.
     """
 
     capabilities: Capabilities
@@ -31,6 +33,7 @@ class Settings:
     backpressure: bool
     debug: bool
     heartbeat: tuple[float, float] = (30.0, 90.0)
+    keyed: Keyed = field(default_factory=Keyed)
 
     @classmethod
     def of(cls, descriptor: ServerDescriptor | ClientDescriptor) -> Settings:
@@ -56,5 +59,6 @@ class Settings:
         )
         if isinstance(descriptor, ServerDescriptor):
             heartbeat = (descriptor.heartbeat_interval, descriptor.heartbeat_timeout)
-            return replace(settings, heartbeat=heartbeat)
+            keyed = Keyed(descriptor.idempotency, descriptor.idempotency_ttl)
+            return replace(settings, heartbeat=heartbeat, keyed=keyed)
         return settings

@@ -144,6 +144,9 @@ class Owner:
 
     def returned(self, connection: Connection) -> None: ...
 
+    def leaving(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """The peer goes away."""
+
     def ended(self, connection: Connection, error: Exception) -> None:
         self.endings.append(connection)
 

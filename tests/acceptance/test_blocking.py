@@ -200,7 +200,7 @@ def conduit_threads() -> list[threading.Thread]:
 
 # How the parts talk to each other.
 INNER = {"asked", "opened", "away", "returned", "ended", "use", "ready"}
-INNER |= {"bound", "expected"}
+INNER |= {"bound", "expected", "leaving"}
 ATTRIBUTES = {"descriptor"}  # of each object there, and a property here
 
 

@@ -23,6 +23,7 @@ from conduit.protocol.events import (
     Capabilities,
     Closed,
     Event,
+    GoingAway,
     KeysNeeded,
     Opened,
     Ponged,
@@ -173,7 +174,8 @@ LOGINS = {
 def fitting(side: str, type: int, flags: int) -> bytes:
     """Return a frame of this type and these flags of which everything else is right."""
     ids = {MESSAGE: 0, ACK: 0, GOAWAY: 0, CLOSE: 0, RPC_REQUEST: 1 if side == "server" else 2}
-    payload = LOGINS[side].get(type, b"" if type in EMPTY else pack([1000, "text"]))
+    body = [1001, "text", 5000, 3] if type == GOAWAY else [1000, "text"]
+    payload = LOGINS[side].get(type, b"" if type in EMPTY else pack(body))
     if flags & COMPRESSED:
         payload = zlib.compress(payload)
     return frame(type, flags, ids.get(type, 1), payload, 1 if flags & SEQUENCED else 0)
@@ -247,6 +249,8 @@ def test_what_an_open_peer_makes_of_each_frame(side: str, type: int, high: int) 
         events = feed(peer, raw)
         if type == CLOSE:
             assert events == [Closed(1000, "text")]
+        elif type == GOAWAY:
+            assert events == [GoingAway(1001, "text", 3)]
         elif type == PONG:
             assert events == [Ponged(1)]
         elif type in (ACK, PING):
@@ -1109,8 +1113,19 @@ def test_goaway_names_what_is_still_served(server: CNDT) -> None:
     assert unpack(raw[HEADER.size :]) == [1001, "the server stops", 5000, 2]
     assert server.state is State.OPEN
     client = client_in(State.OPEN)
-    assert feed(client, raw) == [Frame(GOAWAY, 0, 0, raw[HEADER.size :])]
+    assert feed(client, raw) == [GoingAway(1001, "the server stops", 2)]
     assert client.state is State.OPEN
+
+
+@pytest.mark.parametrize(
+    "body",
+    [[], {}, 7, [1001, "x", 5], [1001, "x", 5, -1], [1001, 5, 5, 5], ["x", "x", 5, 5], [[]] * 99],
+)
+def test_goaway_that_cannot_be_read_is_an_error(body: Any) -> None:
+    client = client_in(State.OPEN)
+    (broken,) = feed(client, frame(GOAWAY, 0, 0, pack(body)))
+    assert isinstance(broken, Broken) and isinstance(broken.error, ProtocolError)
+    assert broken.error.close_code == 4400
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1013, 4403, 4499])

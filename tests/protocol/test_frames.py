@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conduit.protocol.cndt import CNDT, State
-from conduit.protocol.events import Acknowledged, Broken, Capabilities, Closed, Event, Ponged
+from conduit.protocol.events import (
+    Acknowledged,
+    Broken,
+    Capabilities,
+    Closed,
+    Event,
+    GoingAway,
+    Ponged,
+)
 from conduit.protocol.frames import (
     ACCEPTED_FLAGS,
     COMPRESSED,
@@ -145,6 +153,8 @@ def news(golden: Golden) -> list[Event]:
         return [Ponged(golden.id)]
     if golden.type == FrameType.CLOSE:
         return [Closed(*value)]
+    if golden.type == FrameType.GOAWAY:
+        return [GoingAway(value[0], value[1], value[3])]
     payload = b"" if value is None else pack(value)
     return [Frame(golden.type, golden.flags, golden.id, payload)]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conduit.exceptions import ProtocolError
 from conduit.protocol.cndt import CNDT, State
-from conduit.protocol.events import Acknowledged, Broken, Event
+from conduit.protocol.events import Acknowledged, Broken, Event, GoingAway
 from conduit.protocol.frames import PRIORITY, SEQUENCED, FrameType, word
 from conduit.protocol.session import ACK_BYTES, ACK_FRAMES, Session
 from tests.protocol.pair import (
@@ -26,7 +26,7 @@ from tests.protocol.pair import (
     server_in,
     written,
 )
-from tests.wire_client import ACK, CLOSE, HEADER, MESSAGE, PING, PONG, frame, pack
+from tests.wire_client import ACK, CLOSE, GOAWAY, HEADER, MESSAGE, PING, PONG, frame, pack
 
 MESSAGE_WORD = word(FrameType.MESSAGE, SEQUENCED)
 
@@ -347,3 +347,37 @@ def test_two_peers_that_talk_at_random_agree(data: st.DataObject) -> None:
         assert side.peer.session.received == side.peer.session.reported == len(texts[sender.name])
         assert side.peer.session.outbox_bytes == 0
         assert not side.of(Broken)
+
+
+# A peer that goes away
+
+
+def kept(peer: CNDT) -> list[tuple[int, bytes]]:
+    return [(id, payload) for _, id, payload in peer.session.unserved()]
+
+
+def test_what_a_peer_does_not_serve_is_kept_also_when_it_acknowledges_it_in_one_batch() -> None:
+    pair = Pair().log_in()
+    client, server = pair.client.peer, pair.server.peer
+    for number in range(5):
+        client.send(MESSAGE_WORD, 0, bytes([number]))
+        if number in (1, 3):
+            written(client)
+    feed(server, written(client))
+    goodbye = frame(GOAWAY, 0, 0, pack([1001, "", 0, 3])) + frame(ACK, 0, 5, b"")
+    events = feed(client, goodbye)
+    assert GoingAway(1001, "", 3) in events
+    assert kept(client) == [(0, b"\x03"), (0, b"\x04")]
+    assert client.session.outbox_bytes > 0
+    client.session.release()
+    assert (kept(client), client.session.outbox_bytes) == ([], 0)
+
+
+def test_all_is_served_that_was_sent_before_the_goodbye_came() -> None:
+    client = Pair().log_in().client.peer
+    client.send(MESSAGE_WORD, 0, b"x")
+    written(client)
+    feed(client, frame(GOAWAY, 0, 0, pack([1001, "", 0, 1])))
+    assert kept(client) == []
+    client.session.release()
+    assert client.session.outbox_bytes > 0  # until it is acknowledged

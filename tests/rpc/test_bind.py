@@ -71,7 +71,9 @@ class Peer:
         self.calls: list[tuple[Any, ...]] = []
         self.rpc = Caller(self._call, self._stream)
 
-    async def _call(self, method: str, args: Any, timeout: Any, whole: bool, headers: Any) -> Any:
+    async def _call(
+        self, method: str, args: Any, timeout: Any, whole: bool, headers: Any, key: Any
+    ) -> Any:
         assert whole
         self.calls.append((method, args, timeout))
         return self.body

@@ -40,7 +40,9 @@ class Peer:
         self.calls: list[tuple[Any, ...]] = []
         self.rpc = Caller(self._call, self._stream)
 
-    async def _call(self, method: str, args: Any, timeout: Any, whole: bool, headers: Any) -> Any:
+    async def _call(
+        self, method: str, args: Any, timeout: Any, whole: bool, headers: Any, key: Any
+    ) -> Any:
         self.calls.append((method, args, timeout, whole))
         return self.body if whole else self.body[0]
 
@@ -166,7 +168,9 @@ async def test_an_error_of_the_call_is_raised_as_it_is() -> None:
     error = ConnectionClosed("gone")
 
     def broken() -> Callable[..., Any]:
-        async def call(method: str, args: Any, timeout: Any, whole: bool, headers: Any) -> Any:
+        async def call(
+            method: str, args: Any, timeout: Any, whole: bool, headers: Any, key: Any
+        ) -> Any:
             raise error
 
         return call

@@ -311,7 +311,9 @@ class Peer:
         self.calls: list[tuple[Any, ...]] = []
         self.rpc = Caller(self._call, self._open, timeout=timeout, ready=ready)
 
-    async def _call(self, method: str, args: Any, timeout: Any, whole: bool, headers: Any) -> Any:
+    async def _call(
+        self, method: str, args: Any, timeout: Any, whole: bool, headers: Any, key: Any
+    ) -> Any:
         self.calls.append((method, args, timeout, headers))
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):

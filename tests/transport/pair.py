@@ -462,6 +462,9 @@ class Side:
     def returned(self, connection: Connection) -> None:
         self.returns += 1
 
+    def leaving(self, connection: Connection, reason: ConnectionClosed) -> None:
+        """The peer goes away."""
+
     def ended(self, connection: Connection, error: Exception) -> None:
         if connection is not self.connection:
             return  # it was to carry the session on, and its login failed

@@ -445,6 +445,20 @@ async def test_meta_may_have_keys_that_nobody_knows() -> None:
         await until(lambda: answers(pair.server) == [(101, [1])])
 
 
+async def test_a_key_and_a_stream_do_not_go_together() -> None:
+    async with Pair() as pair:
+
+        @pair.server.rpc
+        async def quick() -> int:
+            raise AssertionError("it ran")
+
+        ask(pair.client, 101, "quick", {}, {"key": "k", "stream": None})
+        await until(lambda: pair.server.link.sent(FrameType.RPC_ERROR))
+        (refused,) = pair.server.link.sent(FrameType.RPC_ERROR)
+        code, _, details = refused.body
+        assert (refused.id, code, details["executed"]) == (101, "invalid_params", False)
+
+
 async def test_a_handler_that_swallows_its_cancellation_is_still_answered_as_cancelled() -> None:
     async with Pair() as pair:
         ended = asyncio.Event()

@@ -66,7 +66,8 @@ async def call(client: Client) -> None:
 async def call_with_options(client: Client) -> None:
     calculator = client.rpc.bind(Calculator)
     options(calculator, timeout="2")  # expect: seconds are a number
-    options(calculator, key="1")  # expect: no such option
+    options(calculator, colour="1")  # expect: no such option
+    options(calculator, key=1)  # expect: a key is text
     options(calculator, retry=3)  # expect: how often is not all that there is to say
     await options(calculator, timeout=2).add("1")  # expect: options change no type
 

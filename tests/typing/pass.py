@@ -168,6 +168,7 @@ async def call(client: Client, connection: Connection) -> None:
     assert_type(quick, Calculator)
     assert_type(await options(quick, timeout=None).add(1), int)
     assert_type(await options(quick, retry=Retry(attempts=5)).add(1), int)
+    assert_type(await options(quick, key="order 5").add(1), int)
     assert_type(options(quick, retry=None, timeout=2), Calculator)
     assert_type(await client.rpc.call("add", [1, 2], returns=int, retry=Retry()), int)
 
