@@ -416,8 +416,8 @@ def _read_go_away(payload: bytes | memoryview) -> GoingAway:
         body = decode(payload)
     except (ProtocolError, RPCError):
         body = None
-    kinds = [type(value) for value in body] if type(body) is list else []
-    if kinds != [int, str, int, int] or body[3] < 0:
+    shape = [int, str, int, int]
+    if type(body) is not list or [type(value) for value in body] != shape or body[3] < 0:
         raise ProtocolError(
             "GOAWAY must carry [code, reason, grace_ms, last]", close_code=CloseCode.BAD_PAYLOAD
         )
