@@ -7,44 +7,35 @@ import enum
 import logging
 import math
 import random
-import secrets
-import ssl
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, cast, overload
 
-from .descriptors import TLS, Address, ClientDescriptor, reveal
+from .descriptors import ClientDescriptor
+from .dialing import Dialer, Wish
 from .exceptions import (
     AuthenticationError,
     ConnectionClosed,
     InterfaceMismatch,
     ProtocolError,
     RPCTimeout,
-    Unavailable,
 )
 from .expected import Expected
 from .hooks import Hooks
 from .protocol.events import KeysNeeded, Resumed
 from .protocol.frames import CloseCode
-from .protocol.login import ClientLogin
-from .protocol.tokens import ITERATIONS as TOKEN_ITERATIONS
-from .protocol.tokens import user_of
+from .protocol.session import Session
 from .rpc.caller import Caller
 from .rpc.interface import ASYNC
 from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.calls import DEFAULT, Default, Headers, Params, closed_again
-from .transport.connection import CONNECTING, Connection, Question, outlast_links
+from .transport.connection import Connection, Question, outlast_links
 from .transport.handling import HANDLING, inherit
-from .transport.keys import client_keys, forget_keys, known_keys
-from .transport.link import SocketLink
-from .transport.listeners import connect
-from .transport.loop import Shared
 from .transport.settings import Settings
 from .transport.stream import Check
 from .transport.stream_call import OpenCall
-from .transport.tls import client_context, peer_end_point
 
 __all__ = ["Client", "ClientCaller", "Status"]
 
@@ -168,12 +159,10 @@ class Client:
         self._router = Router(with_connection=False)
         self._hooks = Hooks(logger)
         self._background = Background(logger)
+        self._dialer = Dialer(self.descriptor, self._settings, self._router, self._background)
         self._connection: Connection | None = None
         self._left: set[Connection] = set()
         self._unhandled: list[bytes] = []
-        self._joining: Connection | None = None
-        self._address: Address | None = None
-        self._login: asyncio.Future[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
         self._reason: ConnectionClosed | None = None
@@ -309,7 +298,7 @@ class Client:
             raise closed_again(self._reason or ConnectionClosed("disconnected while connecting"))
 
     async def _connect_first(self, retry: bool) -> None:
-        await (self._try_again(pause=False) if retry else self._connect_once())
+        await (self._try_again(pause=False) if retry else self._dial())
         connection = self._connection
         if connection is None:
             return
@@ -362,78 +351,20 @@ class Client:
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
-    async def _connect_once(self) -> None:
-        """Try each address once; the first error is the one that is raised."""
-        failure: Exception | None = None
-        for address in self.descriptor.addresses:
-            try:
-                await self._log_in(address)
-            except (OSError, ConnectionClosed, Unavailable) as exc:
-                failure = failure or exc
-            else:
-                return
-        assert failure is not None
-        raise failure
+    async def _dial(self) -> None:
+        wish = Wish(self, self._resumable, self._is_connected, self._give_up)
+        await self._dialer.dial(wish)
 
-    async def _log_in(self, address: Address) -> None:
-        try:
-            await self._within_timeout(address, self._open(address, can_bind=False))
-        except AuthenticationError as exc:
-            cannot_bind = exc.code == "unsupported_mechanism" and not self.descriptor.certified
-            if not cannot_bind or not self._may_go_unbound(address):
-                raise
-            # The server cannot bind. Saying so under the proof exposes whoever only pretended it.
-            await self._within_timeout(address, self._open(address, can_bind=True))
+    def _resumable(self) -> Session | None:
+        away = self._connection
+        return None if away is None or not away.away else away.session
 
-    async def _within_timeout(self, address: Address, attempt: Coroutine[Any, Any, None]) -> None:
-        seconds = self.descriptor.connect_timeout
-        try:
-            await asyncio.wait_for(attempt, seconds)
-        except asyncio.TimeoutError as exc:
-            if self.status is Status.READY and self._connection is not None:
-                return  # the answer came at the last moment, and the session goes on
-            if isinstance(exc, OSError) and exc.errno:
-                raise  # the operating system's own, which says more
-            raise TimeoutError(
-                f"{address} did not complete the login within {seconds:g} s (connect_timeout)"
-            ) from None
+    def _is_connected(self) -> bool:
+        return self.status is Status.READY and self._connection is not None
 
-    def _may_go_unbound(self, address: Address) -> bool:
-        tls = self.descriptor.tls
-        if isinstance(tls, ssl.SSLContext):
-            return address.tls and tls.verify_mode is ssl.CERT_REQUIRED
-        return address.tls and (tls is None or tls.verify)
-
-    async def _open(self, address: Address, *, can_bind: bool) -> None:
-        tls = self.descriptor.tls if self.descriptor.tls is not None else TLS()
-        loop = asyncio.get_running_loop()
-        self._login = login = loop.create_future()
-        self._address = address
-        connection: Connection | None = None
-
-        def make(link: SocketLink, transport: asyncio.Transport) -> Connection:
-            return self._make_connection(transport, address, unbound=can_bind)
-
-        try:
-            connection = await connect(
-                address,
-                make,
-                tls=client_context(tls) if address.tls else None,
-                server_name=tls.server_name if isinstance(tls, TLS) else None,
-                prefer_ipv6=self.descriptor.use_ipv6,
-            )
-            await login
-        except BaseException as exc:
-            if connection is not None:
-                if connection is self._connection:
-                    self._use(None)
-                await connection.abort()
-            if isinstance(exc, (ConnectionClosed, ProtocolError)):
-                raise _explained(exc, address) from exc
-            raise
-        finally:
-            self._joining = self._login = None
-            login.cancel()
+    def _give_up(self, connection: Connection) -> None:
+        if connection is self._connection:
+            self._use(None)
 
     def _use(self, connection: Connection | None) -> None:
         """Call through this connection from now on, or through none."""
@@ -444,51 +375,6 @@ class Client:
         else:
             self.rpc.use(connection.call, connection.stream)
 
-    def _make_connection(
-        self, transport: asyncio.Transport, address: Address, *, unbound: bool
-    ) -> Connection:
-        loop = asyncio.get_running_loop()
-        descriptor = self.descriptor
-        connection = Connection(
-            Shared.of(loop),
-            loop,
-            self,
-            self._router,
-            self._settings,
-            first_id=CONNECTING,
-            address=transport.get_extra_info("peername"),
-        )
-        self._joining = connection
-        protocol, away = connection.protocol, self._connection
-        binding = None
-        tls = descriptor.tls
-        wants_binding = not isinstance(tls, TLS) or tls.channel_binding
-        ssl_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if ssl_object is not None and wants_binding and not unbound:
-            binding = peer_end_point(ssl_object)
-        certified = descriptor.certified
-        fewest = descriptor.limits.min_iterations
-        if descriptor.password is not None and user_of(self._password()) is not None:
-            fewest = min(fewest, TOKEN_ITERATIONS)  # nobody finds its secret by trying
-        protocol.open(
-            ClientLogin(
-                protocol.send_login,
-                capabilities=self._settings.capabilities,
-                nonce=secrets.token_urlsafe(18),
-                user=descriptor.user if descriptor.password is not None or certified else None,
-                external=certified,
-                agent=f"{descriptor.name}/{descriptor.version}",
-                binding=binding,
-                can_bind=unbound,
-                min_iterations=fewest,
-                max_iterations=descriptor.limits.max_iterations,
-                compress=descriptor.enable_compression,
-                session=None if away is None or not away.away else away.session,
-                methods=self._router.fingerprint(),
-            )
-        )
-        return connection
-
     # What the connection calls.
 
     def asked(self, connection: Connection, event: Question) -> None:
@@ -497,26 +383,7 @@ class Client:
             self._resume(connection, event)
             return
         assert isinstance(event, KeysNeeded)
-        keys = known_keys(self._password(), event.salt, event.iterations)
-        if keys is not None:
-            connection.protocol.keys_derived(keys)
-        else:
-            self._background.start(self._derive(connection, event))
-
-    def _password(self) -> str:
-        return reveal(self.descriptor.password)
-
-    async def _derive(self, connection: Connection, event: KeysNeeded) -> None:
-        try:
-            keys = await client_keys(
-                str(self._address), self._password(), event.salt, event.iterations
-            )
-        except Unavailable as exc:
-            connection.fail(exc, CloseCode.ABNORMAL, exc.message)
-            return
-        if not connection.closed:
-            connection.protocol.keys_derived(keys)
-            connection.flush()
+        self._dialer.prove(connection, event)
 
     def opened(self, connection: Connection) -> None:
         """Use the connection: the login is done."""
@@ -566,8 +433,7 @@ class Client:
         self._offline.become(Status.READY)
         self._announced = False
         self._ready_since = asyncio.get_running_loop().time()
-        if self._login is not None and not self._login.done():
-            self._login.set_result(None)
+        self._dialer.succeeded()
 
     def away(self, connection: Connection, reason: ConnectionClosed) -> None:
         """Connect again: the link is lost, and the session is not."""
@@ -591,11 +457,8 @@ class Client:
                 self._tell_of_loss(connection)
             else:
                 self._lost(connection.reason)
-        elif connection is self._joining and self._login is not None and not self._login.done():
-            wrong = isinstance(error, AuthenticationError) and error.code == "invalid_credentials"
-            if wrong and self.descriptor.password is not None:
-                forget_keys(self._password())
-            self._login.set_exception(error)
+        elif self._dialer.failed(connection, error):
+            return  # whoever dials tells of that
         elif self.status is Status.READY and connection.id:  # another session has taken its place
             self._tell_of_loss(connection)
         elif self.status is Status.CLOSED and connection.id and not self._announced:
@@ -678,7 +541,7 @@ class Client:
             attempt += counts
             self._failures += counts
             try:
-                await self._connect_once()
+                await self._dial()
             except (AuthenticationError, ProtocolError):
                 raise
             except Exception as exc:
@@ -864,17 +727,6 @@ def _mismatch(server: str, found: list[str]) -> InterfaceMismatch:
     more = len(found) - DIFFERENCES_SHOWN
     text = f"{server!r} does not fit: {listed}" + (f"; and {more} more" if more > 0 else "")
     return InterfaceMismatch(text, differences=found)
-
-
-def _explained(error: ConnectionClosed | ProtocolError, address: Address) -> Exception:
-    """Say where, and what it may mean that the login did not complete."""
-    text = (
-        f"{address} did not complete the login: {error}; is it a conduit server, "
-        "and do both sides use TLS or neither?"
-    )
-    if isinstance(error, ConnectionClosed):
-        return ConnectionClosed(error.reason, code=error.code, message=text)
-    return ProtocolError(text, close_code=error.close_code)
 
 
 def _descriptor(

@@ -420,7 +420,7 @@ async def test_a_server_that_cannot_bind_does_not_cost_a_derivation_at_each_logi
         derived += 1
         return await client_keys(*args)
 
-    monkeypatch.setattr("conduit.client.client_keys", counted)
+    monkeypatch.setattr("conduit.dialing.client_keys", counted)
     async with new_server(tls=certificates.showing(certificates.server)) as server:
         for _ in range(3):
             async with served(new_client(server, tls=TLS(ca=certificates.ca))):

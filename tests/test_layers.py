@@ -65,7 +65,7 @@ LAYERS = [
     {"transport.listeners", "rpc.implementation"},
     {"rpc.router"},
     {"away", "expected", "hooks", "peers", "users"},
-    {"clients"},
+    {"clients", "dialing"},
     {"server", "client", "from_thread"},
     {"blocking"},
     {"cli", "stub"},
