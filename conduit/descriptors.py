@@ -366,6 +366,15 @@ class ServerDescriptor(_Model):
                 f"duplicate={self.duplicate!r} needs users: with one password, or none, everybody "
                 "logs in as the same user"
             )
+        known = self.users if isinstance(self.users, Mapping) else {}
+        stranded = [
+            name for name, one in known.items() if isinstance(one, User) and one.verifier is None
+        ]
+        if stranded and (self.tls is None or (isinstance(self.tls, TLS) and self.tls.ca is None)):
+            raise ValueError(
+                f"user {stranded[0]!r} can log in by certificate only, which needs "
+                "tls=TLS(certificate=..., ca=...)"
+            )
         if round(self.heartbeat_timeout * 1000) <= round(self.heartbeat_interval * 1000):
             raise ValueError(
                 f"heartbeat_timeout ({self.heartbeat_timeout} s) must exceed "

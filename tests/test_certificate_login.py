@@ -27,6 +27,7 @@ from conduit import (
     Limits,
     PermissionDenied,
     Server,
+    ServerDescriptor,
     User,
 )
 from conduit.protocol.events import Broken, Capabilities, VerifierNeeded, WelcomeNeeded
@@ -194,14 +195,14 @@ async def test_without_a_verified_certificate_it_is_not_offered(hub: Hub) -> Non
     """Neither a server that asks for none, nor one with one password, nor plain TCP."""
     asks_for_none = TLS(certificate=hub.server.certificate)
     for tls, fields in (
-        (asks_for_none, {}),
+        (asks_for_none, {"users": look_up}),
         (hub.server, {"users": None, "verifier": VERIFIER}),
         (hub.server, {"users": None}),
     ):
         async with new_server(tls, **fields) as server:
             error = await refused(hub.client(server, "device-7"), "unsupported_mechanism")
             assert "lets nobody in by a certificate" in str(error)
-    async with new_server(None) as server:
+    async with new_server(None, users=look_up) as server:
         with pytest.raises(LoginFailed) as caught:
             await asyncio.to_thread(by_wire, server, None, "device-7")
         assert caught.value.code == "unsupported_mechanism"
@@ -350,6 +351,16 @@ def test_a_client_with_a_password_does_not_believe_such_a_success() -> None:
     written(client)
     (broken,) = client.receive(GOLDEN["auth_success_external"].raw)
     assert isinstance(broken, Broken)
+
+
+@pytest.mark.parametrize("tls", [None, TLS(certificate="x.pem")], ids=["plain", "no ca"])
+def test_a_user_who_could_never_log_in_is_noticed_at_once(tls: TLS | None) -> None:
+    with pytest.raises(ValidationError, match="'device-7' can log in by certificate only"):
+        ServerDescriptor(users=USERS, tls=tls)
+    both = {"both": User(certificate=True, verifier=VERIFIER)}
+    ServerDescriptor(users=both, tls=tls)
+    ServerDescriptor(users=USERS, tls=TLS(certificate="x.pem", ca="ca.pem"))
+    ServerDescriptor(users=USERS, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
 
 # What a certificate calls its holder
