@@ -256,7 +256,7 @@ async def test_a_crowd_from_one_address_has_its_places_and_leaves_the_others(
 ) -> None:
     tls = TLS(certificate=material.certificate) if over == "tls" else None
     options = {"tls": material.client} if over == "tls" else {}
-    limits = Limits(login_timeout=2.0)
+    limits = Limits(login_timeout=1.5)
     async with strict_server(tls=tls, limits=limits) as server:
         start = time.monotonic()
         async with crowd(server, [ENEMY] * CROWD) as sockets:
@@ -285,7 +285,7 @@ async def test_a_crowd_from_everywhere_gives_way_to_who_logs_in(
     tls = TLS(certificate=material.certificate) if over == "tls" else None
     options = {"tls": material.client} if over == "tls" else {}
     everywhere = [f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in range(CROWD)]
-    limits = Limits(max_pending_logins=64, login_timeout=2.0)
+    limits = Limits(max_pending_logins=64, login_timeout=1.5)
     async with new_server(tls=tls, limits=limits, exempt=exempt) as server:
         async with crowd(server, everywhere) as sockets:
             assert 32 < server._clients.admission.visits <= 64
