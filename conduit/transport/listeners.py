@@ -289,6 +289,7 @@ async def _resolve(
 
 _HINTS: dict[type[OSError], str] = {
     ConnectionRefusedError: "nothing listens there; is the server running, and is the port right?",
+    ConnectionResetError: "it hung up at once; is it full, or have logins from here failed?",
     TimeoutError: "no answer; is a firewall in between?",
     PermissionError: "ports below 1024 need privileges; choose another",
 }

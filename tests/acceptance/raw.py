@@ -430,7 +430,8 @@ async def dial(
     `source` is the address to come from, `header` what stands before everything else, TLS included.
     """
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio knows that it is TCP and sets TCP_NODELAY.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setblocking(False)
         if source is not None:

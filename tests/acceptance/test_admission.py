@@ -92,6 +92,15 @@ async def test_three_wrong_passwords_close_the_door_to_their_address_alone(
     assert f"{ENEMY} are refused for 15 s, because of wrong passwords" in warning.message
 
 
+async def test_a_client_that_is_refused_is_told_what_may_be_the_matter() -> None:
+    async with strict_server() as server:
+        for _ in range(3):
+            await guess(server, "127.0.0.1")
+        # The reset may come while it connects, or when it begins to log in.
+        with pytest.raises(ConnectionError, match="have logins from here failed|reset"):
+            await within(new_client(server, reconnect_enabled=False).connect())
+
+
 @pytest.mark.parametrize("times, bad", [(2, raw.HTTP), (2, bytes(64)), (15, b"")])
 async def test_so_do_bytes_that_break_the_rules_and_visits_without_a_word(
     times: int, bad: bytes
@@ -247,7 +256,7 @@ async def test_a_crowd_from_one_address_has_its_places_and_leaves_the_others(
 ) -> None:
     tls = TLS(certificate=material.certificate) if over == "tls" else None
     options = {"tls": material.client} if over == "tls" else {}
-    limits = Limits(login_timeout=2.0)
+    limits = Limits(login_timeout=1.5)
     async with strict_server(tls=tls, limits=limits) as server:
         start = time.monotonic()
         async with crowd(server, [ENEMY] * CROWD) as sockets:
@@ -276,7 +285,7 @@ async def test_a_crowd_from_everywhere_gives_way_to_who_logs_in(
     tls = TLS(certificate=material.certificate) if over == "tls" else None
     options = {"tls": material.client} if over == "tls" else {}
     everywhere = [f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in range(CROWD)]
-    limits = Limits(max_pending_logins=64, login_timeout=2.0)
+    limits = Limits(max_pending_logins=64, login_timeout=1.5)
     async with new_server(tls=tls, limits=limits, exempt=exempt) as server:
         async with crowd(server, everywhere) as sockets:
             assert 32 < server._clients.admission.visits <= 64
