@@ -432,7 +432,8 @@ class Client:
                 raise _explained(exc, address) from exc
             raise
         finally:
-            self._joining = self._login = None
+            if self._login is login:
+                self._joining = self._login = None
             login.cancel()
 
     def _use(self, connection: Connection | None) -> None:
