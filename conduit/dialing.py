@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
-from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from .descriptors import TLS, Address, ClientDescriptor, reveal
 from .exceptions import AuthenticationError, ConnectionClosed, ProtocolError, Unavailable
@@ -68,7 +68,6 @@ class Dialer:
         self._settings = settings
         self._router = router
         self._background = background
-        self._wish: Wish
         self._joining: Connection | None = None
         self._address: Address | None = None
         self._login: asyncio.Future[None] | None = None
@@ -80,36 +79,32 @@ class Dialer:
             Exception: The first error of those that were met, for `Client.connect` to tell of.
         """
         failure: Exception | None = None
-        self._wish = wish
-        try:
-            for address in self._descriptor.addresses:
-                try:
-                    await self._log_in(address)
-                except (OSError, ConnectionClosed, Unavailable) as exc:
-                    failure = failure or exc
-                else:
-                    return
-        finally:
-            del self._wish
+        for address in self._descriptor.addresses:
+            try:
+                await self._log_in(wish, address)
+            except (OSError, ConnectionClosed, Unavailable) as exc:
+                failure = failure or exc
+            else:
+                return
         assert failure is not None
         raise failure
 
-    async def _log_in(self, address: Address) -> None:
+    async def _log_in(self, wish: Wish, address: Address) -> None:
         try:
-            await self._within_timeout(address, self._open(address, can_bind=False))
+            await self._within_timeout(wish, address, can_bind=False)
         except AuthenticationError as exc:
             cannot_bind = exc.code == "unsupported_mechanism" and not self._descriptor.certified
             if not cannot_bind or not self._may_go_unbound(address):
                 raise
             # The server cannot bind. Saying so under the proof exposes whoever only pretended it.
-            await self._within_timeout(address, self._open(address, can_bind=True))
+            await self._within_timeout(wish, address, can_bind=True)
 
-    async def _within_timeout(self, address: Address, attempt: Coroutine[Any, Any, None]) -> None:
+    async def _within_timeout(self, wish: Wish, address: Address, *, can_bind: bool) -> None:
         seconds = self._descriptor.connect_timeout
         try:
-            await asyncio.wait_for(attempt, seconds)
+            await asyncio.wait_for(self._open(wish, address, can_bind=can_bind), seconds)
         except asyncio.TimeoutError as exc:
-            if self._wish.connected():
+            if wish.connected():
                 return  # the answer came at the last moment, and the session goes on
             if isinstance(exc, OSError) and exc.errno:
                 raise  # the operating system's own, which says more
@@ -123,7 +118,7 @@ class Dialer:
             return address.tls and tls.verify_mode is ssl.CERT_REQUIRED
         return address.tls and (tls is None or tls.verify)
 
-    async def _open(self, address: Address, *, can_bind: bool) -> None:
+    async def _open(self, wish: Wish, address: Address, *, can_bind: bool) -> None:
         tls = self._descriptor.tls if self._descriptor.tls is not None else TLS()
         loop = asyncio.get_running_loop()
         self._login = login = loop.create_future()
@@ -131,7 +126,7 @@ class Dialer:
         connection: Connection | None = None
 
         def make(link: SocketLink, transport: asyncio.Transport) -> Connection:
-            return self._make_connection(transport, address, unbound=can_bind)
+            return self._make_connection(wish, transport, unbound=can_bind)
 
         try:
             connection = await connect(
@@ -144,24 +139,25 @@ class Dialer:
             await login
         except BaseException as exc:
             if connection is not None:
-                self._wish.give_up(connection)
+                wish.give_up(connection)
                 await connection.abort()
             if isinstance(exc, (ConnectionClosed, ProtocolError)):
                 raise _explained(exc, address) from exc
             raise
         finally:
-            self._joining = self._login = None
+            if self._login is login:  # the link may be lost by now, and another attempt under way
+                self._joining = self._login = None
             login.cancel()
 
     def _make_connection(
-        self, transport: asyncio.Transport, address: Address, *, unbound: bool
+        self, wish: Wish, transport: asyncio.Transport, *, unbound: bool
     ) -> Connection:
         loop = asyncio.get_running_loop()
         descriptor = self._descriptor
         connection = Connection(
             Shared.of(loop),
             loop,
-            self._wish.owner,
+            wish.owner,
             self._router,
             self._settings,
             first_id=CONNECTING,
@@ -192,7 +188,7 @@ class Dialer:
                 min_iterations=fewest,
                 max_iterations=descriptor.limits.max_iterations,
                 compress=descriptor.enable_compression,
-                session=self._wish.session(),
+                session=wish.session(),
                 methods=self._router.fingerprint(),
             )
         )

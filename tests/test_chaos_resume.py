@@ -42,6 +42,8 @@ FAULTS, KILLS, STORM = (5_000, 500, 8_000) if LONG else (100, 5, 500) if CHAOS e
 SEED = random.randrange(2**32) if LONG or CHAOS else 7
 AT_ONCE = 16
 """Messages that wait for their acknowledgement at the same time, and callers."""
+PATIENCE = 300.0
+"""Seconds that a session is kept, and that messages wait: neither is what comes to an end here."""
 DEADLINE = 2.0
 LATE = 1.0
 """Seconds by which a call may miss its deadline."""
@@ -252,7 +254,8 @@ async def test_all_is_done_once_whatever_happens_to_the_links(
         tls=TLS(certificate=certificate) if certificate else None,
         heartbeat_interval=interval,
         heartbeat_timeout=timeout,
-        resume_ttl=60,
+        resume_ttl=PATIENCE,
+        rpc_timeout=PATIENCE,
     )
     on_server, on_client = Ledger(), Ledger()
     on_server.serve(server)
@@ -263,6 +266,7 @@ async def test_all_is_done_once_whatever_happens_to_the_links(
             reconnect_delay=0.001,
             reconnect_attempts=0,
             connect_timeout=1.0,
+            rpc_timeout=PATIENCE,
         )
         on_client.serve(client)
         async with client:
