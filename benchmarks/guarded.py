@@ -56,6 +56,9 @@ class MemoryLink:
 
     abort = abandon = finish
 
+    def give_up_after(self, seconds: float) -> None:
+        """Nobody stops reading here."""
+
     def carry(self, connection: Connection) -> None:
         """Nothing is lost here, so there is no other connection to carry."""
 
