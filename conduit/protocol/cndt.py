@@ -413,15 +413,14 @@ def _read_go_away(payload: bytes | memoryview) -> GoingAway:
         ProtocolError: It is none.
     """
     try:
-        body = decode(payload)
-    except (ProtocolError, RPCError):
-        body = None
-    kinds = [type(value) for value in body] if type(body) is list else []
-    if kinds != [int, str, int, int] or body[3] < 0:
-        raise ProtocolError(
-            "GOAWAY must carry [code, reason, grace_ms, last]", close_code=CloseCode.BAD_PAYLOAD
-        )
-    return GoingAway(body[0], body[1][:123], body[3])
+        code, reason, grace, last = decode(payload)
+        if [type(one) for one in (code, reason, grace, last)] == [int, str, int, int] and last >= 0:
+            return GoingAway(code, reason[:123], last)
+    except (ProtocolError, RPCError, TypeError, ValueError):
+        pass  # the same as for a body of another shape
+    raise ProtocolError(
+        "GOAWAY must carry [code, reason, grace_ms, last]", close_code=CloseCode.BAD_PAYLOAD
+    )
 
 
 def _read_close(payload: bytes | memoryview) -> Closed:
