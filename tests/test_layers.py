@@ -64,7 +64,7 @@ LAYERS = [
     {"rpc.method"},
     {"transport.listeners", "rpc.implementation"},
     {"rpc.router"},
-    {"away", "expected", "hooks", "peers", "users"},
+    {"away", "expected", "hooks", "offline", "peers", "users"},
     {"clients", "dialing"},
     {"server", "client", "from_thread"},
     {"blocking"},

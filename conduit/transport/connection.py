@@ -536,7 +536,10 @@ class Connection(Generic[S]):
 
     @property
     def leaving(self) -> bool:
-        """Whether nothing new is asked of the peer, because it goes away."""
+        """Whether the peer has said that it goes away, so that nothing new is asked of it.
+
+        What runs here goes on to its end; calls and messages go to the client's next connection.
+        """
         return self._calls.elsewhere is not None
 
     def leave(self, elsewhere: Elsewhere) -> list[bytes]:

@@ -435,7 +435,68 @@ async def test_a_thread_that_nobody_waits_for_is_told_and_its_result_is_kept() -
         assert begun == [1]
 
 
+async def test_what_a_handler_raises_when_it_is_stopped_is_logged_and_not_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = new_server()
+    begun = 0
+
+    @server.rpc
+    async def work() -> int:
+        nonlocal begun
+        begun += 1
+        if begun == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ZeroDivisionError
+        return begun
+
+    async with server, new_client(server) as client:
+        first = asyncio.ensure_future(client.rpc.call("work", key="k"))
+        await until(lambda: begun)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await within(client.rpc.call("add", [1, 2]))  # behind the CANCEL
+        assert await within(client.rpc.call("work", key="k")) == 2
+        assert "'work' failed after it was stopped" in caplog.text
+
+
+async def test_an_error_whose_details_cannot_be_sent_is_kept_without_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    till = Till()
+    async with running(till) as (one, _):
+        till.errors = [RPCError("no", details={"why": object()})]
+        for _ in range(2):
+            with pytest.raises(RPCError, match="no") as caught:
+                await within(charge(one))
+            assert caught.value.details == {}
+        assert till.begun == 1
+        assert "cannot be kept" in caplog.text
+
+
 # Lost connections
+
+
+async def test_only_so_many_handlers_go_on_without_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conduit.transport.keyed.MOST_LEFT", 1)
+    till = Till(resume_ttl=0)
+    till.go = asyncio.Event()
+    async with till.server:
+        async with new_client(till.server) as client:
+            calls = [charge(client, key=key) for key in "abc"]
+            await until(lambda: till.begun == 3)
+        for call in calls:
+            with pytest.raises(ConnectionLost):
+                await within(call)
+        await until(lambda: till.cancelled == 2)
+        till.go.set()
+        await until(lambda: till.charged)
+        async with new_client(till.server) as client:
+            assert await within(charge(client, key="a")) == 1
+        assert (till.begun, till.cancelled) == (3, 2)
 
 
 async def test_a_lost_caller_gets_the_answer_over_its_next_session() -> None:

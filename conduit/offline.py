@@ -1,0 +1,141 @@
+"""What a client does while it has no connection: it refuses, or it waits for the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+from typing import Any
+
+from .exceptions import ConnectionClosed, RPCTimeout
+from .transport.calls import DEFAULT, Default, Headers, Params
+from .transport.connection import Connection
+from .transport.handling import HANDLING, inherit
+from .transport.stream import Check
+from .transport.stream_call import OpenCall
+
+__all__ = ["Offline", "Status"]
+
+
+class Status(enum.Enum):
+    """Where a client stands."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "ready"
+    RECONNECTING = "reconnecting"
+    CLOSED = "closed"
+
+
+_NOT_CONNECTED = {
+    Status.IDLE: "the client is not connected; await client.connect() first",
+    Status.CONNECTING: "the client is still connecting",
+    Status.RECONNECTING: "the connection was lost and is being made again",
+    Status.CLOSED: "the client has disconnected",
+    Status.READY: "the connection has just been lost",
+}
+
+
+class Offline:
+    """Refuses what needs a connection while there is none, or has it wait for the next.
+
+    It waits behind a server that has said that it goes away: then nothing is lost, only late. What
+    such a connection is still asked for comes here as well, see `calls.Elsewhere`.
+
+    It has the status of the client and not the client itself, which would otherwise know itself and
+    so be freed by garbage collections only.
+    """
+
+    __slots__ = ("_changed", "_timeout", "connection", "status", "waits")
+
+    def __init__(self, timeout: float | None) -> None:
+        self.status = Status.IDLE
+        self.connection: Connection | None = None
+        self.waits = False
+        self._timeout = timeout
+        self._changed: asyncio.Future[None] | None = None
+
+    def become(self, status: Status) -> None:
+        """Change the status, and tell whoever waits for that."""
+        self.status = status
+        self.waits = self.waits and status is Status.RECONNECTING
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set_result(None)
+
+    async def ready(self, seconds: float | None) -> bool:
+        """Wait until there is a connection, so many seconds at most; False if there is none."""
+        if self.status in (Status.CONNECTING, Status.RECONNECTING):
+            if self._changed is None:
+                self._changed = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._changed], timeout=seconds)
+        return self.status is Status.READY
+
+    def error(self) -> ConnectionClosed:
+        """Return the error that says why there is no connection."""
+        return ConnectionClosed(_NOT_CONNECTED[self.status])
+
+    async def _next(
+        self, name: str, timeout: float | None | Default
+    ) -> tuple[Connection, float | None]:
+        """Wait for the next connection, if there will be one; the seconds that are left go with it.
+
+        Raises:
+            RPCTimeout: There was none in time.
+            ConnectionClosed: There will be none.
+        """
+        seconds = self._timeout if isinstance(timeout, Default) else timeout
+        handling = HANDLING.get()
+        if handling is not None:
+            seconds = inherit(handling, seconds)
+        now = asyncio.get_running_loop().time
+        deadline = math.inf if seconds is None else now() + seconds
+        left = seconds
+        while self.waits:
+            await self.ready(left)
+            left = None if seconds is None else round(deadline - now(), 3)
+            if left is not None and left <= 0:
+                raise RPCTimeout(
+                    f"{name!r} waited {seconds} s for the connection to be made again",
+                    details={"retryable": True, "executed": False},
+                )
+        if self.connection is None:
+            raise self.error()
+        return self.connection, left
+
+    async def call(
+        self,
+        method: str,
+        args: Params = None,
+        timeout: float | None | Default = DEFAULT,
+        whole: bool = False,
+        headers: Headers = None,
+        key: str | None = None,
+    ) -> Any:
+        """Make a call by the next connection."""
+        connection, left = await self._next(method, timeout)
+        return await connection.call(method, args, left, whole, headers, key)
+
+    async def stream(
+        self,
+        method: str,
+        args: Params,
+        timeout: float | None,
+        check: Check | None,
+        headers: Headers,
+    ) -> OpenCall:
+        """Make a call with streams by the next connection."""
+        connection, left = await self._next(method, timeout)
+        return await connection.stream(method, args, left, check, headers)
+
+    async def send(self, name: str, data: Any, *, ack: bool = False) -> None:
+        """Send a message over the next connection."""
+        connection, _ = await self._next(name, None)
+        await connection.send(name, data, ack=ack)
+
+    async def request(
+        self, name: str, data: Any, timeout: float | None | Default, returns: Any = None
+    ) -> Any:
+        """Send a message over the next connection and return what its handler answers."""
+        connection, left = await self._next(name, timeout)
+        return await connection.request(name, data, timeout=left, returns=returns)
