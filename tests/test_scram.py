@@ -115,7 +115,7 @@ def test_rfc_7677_vector_as_client():
     assert side.first() == RFC_7677[0]
     side.challenge(RFC_7677[1], None)
     assert (side.salt, side.iterations) == (SALT, 4096)
-    assert side.final(derive(PASSWORD, side.salt, side.iterations)) == RFC_7677[2]
+    assert side.final(derive_keys(PASSWORD, side.salt, side.iterations)) == RFC_7677[2]
     side.verify(RFC_7677[3])
 
 
@@ -233,7 +233,7 @@ def test_logs_in_at_scramp(password, binding):
 @BOTH_PASSWORDS
 def test_scramp_derives_the_same_verifier(password):
     info = scramp.ScramMechanism(MECHANISM).make_auth_info(password, 4096, SALT)
-    own = verifier(password, 4096)
+    own = Verifier.from_password(password, salt=SALT, iterations=4096)
     assert info == (SALT, own.stored_key, own.server_key, 4096)
 
 
@@ -661,6 +661,12 @@ def test_server_first_refused(text, error):
     assert caught.value.code == ("refused" if text.startswith("e=") else "untrusted_server")
     assert str(caught.value).isascii()
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("size", [18, 256 - len(CLIENT_NONCE)])
+def test_nonces_at_the_limits(size):
+    text = SERVER_FIRST.replace(SERVER_NONCE, "x" * size)
+    assert challenged_client(text).iterations == ITERATIONS
 
 
 @pytest.mark.parametrize("size", [12, 64])
