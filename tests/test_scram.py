@@ -348,6 +348,7 @@ KEY64 = base64.b64encode(bytes(32)).decode()
         (VERIFIER_TEXT.replace("WG5d", "ÄG5d"), "base64"),
         (VERIFIER_TEXT.replace("gQ==", "gQ"), "base64"),
         (f"SCRAM-SHA-256$9999999999:{SALT64}${KEY64}:{KEY64}", "9999999999 iterations"),
+        (f"SCRAM-SHA-256$2147483648:{SALT64}${KEY64}:{KEY64}", "2147483648 iterations"),
         (f"SCRAM-SHA-256$4096:c2FsdA==${KEY64}:{KEY64}", "4 bytes, not 12 to 64"),
         (f"SCRAM-SHA-256$4096:{KEY64}{KEY64}${KEY64}:{KEY64}", "base64"),
         (f"SCRAM-SHA-256$4096:{SALT64}$c2FsdA==:{KEY64}", "StoredKey of the verifier has 4 bytes"),
@@ -359,6 +360,12 @@ def test_parse_refuses_and_says_why_without_the_secret(text, error):
         Verifier.parse(text)
     assert "WG5d" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(("iterations", "size"), [(1, 12), (2**31 - 1, 64)])
+def test_verifiers_at_the_limits(iterations, size):
+    made = Verifier(iterations, bytes(size), bytes(32), bytes(32))
+    assert Verifier.parse(made.text()) == made
 
 
 def test_from_password_refuses_a_salt_that_clients_refuse():
@@ -814,6 +821,11 @@ def test_a_mock_user_has_a_stable_salt():
     }
     assert len(others) == 4
     assert mock_challenge("e\u0301ve") == mock_challenge("éve")
+
+
+def test_a_mock_user_keeps_the_salt_when_the_library_is_renewed():
+    """Who does not exist would be told apart by a salt that changes."""
+    assert mock_challenge("nobody").split(",")[1] == "s=7gDDIdeyXMIS+rgExqKtBw=="
 
 
 def test_a_mock_user_looks_like_a_real_one():

@@ -229,7 +229,10 @@ def test_large_bytes_are_read_beside_keys_that_are_numbers() -> None:
     assert decode(parted) == [{"1": 2}, large]
 
 
-@pytest.mark.parametrize("bad", [b"\xc1", b"\xa2\xc3\x28", b"\xc7\x01\x05x", b"\x93\xc0", b""])
+@pytest.mark.parametrize(
+    "bad",
+    [b"\xc1", b"\xa2\xc3\x28", b"\xc7\x01\x05x", b"\xd6\xff\0\0\0\1", b"\x93\xc0", b""],
+)
 def test_hostile_bytes_behind_keys_that_are_numbers(bad: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(b"\x92\x81\x01\xc0" + bad)
