@@ -115,7 +115,7 @@ def test_rfc_7677_vector_as_client():
     assert side.first() == RFC_7677[0]
     side.challenge(RFC_7677[1], None)
     assert (side.salt, side.iterations) == (SALT, 4096)
-    assert side.final(derive(PASSWORD, side.salt, side.iterations)) == RFC_7677[2]
+    assert side.final(derive_keys(PASSWORD, side.salt, side.iterations)) == RFC_7677[2]
     side.verify(RFC_7677[3])
 
 
@@ -233,7 +233,7 @@ def test_logs_in_at_scramp(password, binding):
 @BOTH_PASSWORDS
 def test_scramp_derives_the_same_verifier(password):
     info = scramp.ScramMechanism(MECHANISM).make_auth_info(password, 4096, SALT)
-    own = verifier(password, 4096)
+    own = Verifier.from_password(password, salt=SALT, iterations=4096)
     assert info == (SALT, own.stored_key, own.server_key, 4096)
 
 
@@ -348,6 +348,7 @@ KEY64 = base64.b64encode(bytes(32)).decode()
         (VERIFIER_TEXT.replace("WG5d", "ÄG5d"), "base64"),
         (VERIFIER_TEXT.replace("gQ==", "gQ"), "base64"),
         (f"SCRAM-SHA-256$9999999999:{SALT64}${KEY64}:{KEY64}", "9999999999 iterations"),
+        (f"SCRAM-SHA-256$2147483648:{SALT64}${KEY64}:{KEY64}", "2147483648 iterations"),
         (f"SCRAM-SHA-256$4096:c2FsdA==${KEY64}:{KEY64}", "4 bytes, not 12 to 64"),
         (f"SCRAM-SHA-256$4096:{KEY64}{KEY64}${KEY64}:{KEY64}", "base64"),
         (f"SCRAM-SHA-256$4096:{SALT64}$c2FsdA==:{KEY64}", "StoredKey of the verifier has 4 bytes"),
@@ -359,6 +360,12 @@ def test_parse_refuses_and_says_why_without_the_secret(text, error):
         Verifier.parse(text)
     assert "WG5d" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(("iterations", "size"), [(1, 12), (2**31 - 1, 64)])
+def test_verifiers_at_the_limits(iterations, size):
+    made = Verifier(iterations, bytes(size), bytes(32), bytes(32))
+    assert Verifier.parse(made.text()) == made
 
 
 def test_from_password_refuses_a_salt_that_clients_refuse():
@@ -484,6 +491,7 @@ def test_a_nonce_that_cannot_be_used(nonce):
 
 
 def test_a_mock_secret_that_can_be_guessed():
+    server(mock_secret=bytes(16))
     with pytest.raises(ValueError, match="15 bytes, fewer than 16"):
         server(mock_secret=bytes(15))
 
@@ -663,6 +671,12 @@ def test_server_first_refused(text, error):
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("size", [18, 256 - len(CLIENT_NONCE)])
+def test_nonces_at_the_limits(size):
+    text = SERVER_FIRST.replace(SERVER_NONCE, "x" * size)
+    assert challenged_client(text).iterations == ITERATIONS
+
+
 @pytest.mark.parametrize("size", [12, 64])
 def test_salts_at_the_limits(size):
     salt = base64.b64encode(bytes(size)).decode()
@@ -808,6 +822,11 @@ def test_a_mock_user_has_a_stable_salt():
     }
     assert len(others) == 4
     assert mock_challenge("e\u0301ve") == mock_challenge("éve")
+
+
+def test_a_mock_user_keeps_the_salt_when_the_library_is_renewed():
+    """Who does not exist would be told apart by a salt that changes."""
+    assert mock_challenge("nobody").split(",")[1] == "s=7gDDIdeyXMIS+rgExqKtBw=="
 
 
 def test_a_mock_user_looks_like_a_real_one():

@@ -265,6 +265,10 @@ class ClientScram(_Exchange):
     """
 
     _code = "untrusted_server"
+    salt: bytes
+    iterations: int
+    _server_first: str
+    _signature: bytes
 
     def __init__(
         self,
@@ -291,10 +295,6 @@ class ClientScram(_Exchange):
         self._gs2 = f"{flag},,"
         self._bound = self._gs2.encode() + (binding or b"")
         self._bare = f"n={prepared.replace('=', '=3D').replace(',', '=2C')},r={nonce}"
-        self._server_first = ""
-        self._signature = b""
-        self.salt = b""
-        self.iterations = 0
 
     @property
     def mechanism(self) -> str:
@@ -391,7 +391,12 @@ class ServerScram(_Exchange):
     """
 
     _code = "bad_request"
+    _bare: str
+    _user: str
+    _bound: bytes
     _verifier: Verifier
+    _doomed: bool
+    _server_first: str
 
     def __init__(
         self,
@@ -410,9 +415,6 @@ class ServerScram(_Exchange):
         self._mock_secret = mock_secret
         self._mock_iterations = mock_iterations
         self._mock_salt_bytes = mock_salt_bytes
-        self._bare = self._user = self._server_first = ""
-        self._bound = b""
-        self._doomed = True
 
     def start(self, mechanism: str, text: str) -> str:
         """Accept client-first and return the user name in NFC.

@@ -28,7 +28,16 @@ from hypothesis import strategies as st
 
 from conduit.exceptions import InvalidParams, PayloadTooLarge, ProtocolError
 from conduit.protocol.frames import Parted
-from conduit.protocol.payload import LARGE, PLACEHOLDER, Encoder, decode, deflate, inflate
+from conduit.protocol.payload import (
+    LARGE,
+    PLACEHOLDER,
+    Encoder,
+    decode,
+    deflate,
+    inflate,
+    large_bytes,
+    read_credit,
+)
 from conduit.protocol.plain import plain
 from tests.wire_client import pack
 
@@ -220,16 +229,25 @@ def test_large_bytes_are_read_beside_keys_that_are_numbers() -> None:
     assert decode(parted) == [{"1": 2}, large]
 
 
-@pytest.mark.parametrize("bad", [b"\xc1", b"\xa2\xc3\x28", b"\xc7\x01\x05x", b"\x93\xc0", b""])
+@pytest.mark.parametrize(
+    "bad",
+    [b"\xc1", b"\xa2\xc3\x28", b"\xc7\x01\x05x", b"\xd6\xff\0\0\0\1", b"\x93\xc0", b""],
+)
 def test_hostile_bytes_behind_keys_that_are_numbers(bad: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(b"\x92\x81\x01\xc0" + bad)
 
 
-def test_maps_with_keys_that_are_numbers_are_counted() -> None:
-    payload = b"\xdd" + (120_000).to_bytes(4, "big") + b"\x81\x01\xc0" * 120_000
+@pytest.mark.parametrize("rest", [b"\x81\x01\xc0", b"\x80", b"\x90"])
+def test_containers_beside_keys_that_are_numbers_are_counted(rest: bytes) -> None:
+    payload = b"\xdd" + (120_000).to_bytes(4, "big") + b"\x81\x01\xc0" + rest * 119_999
     with pytest.raises(PayloadTooLarge):
         decode(payload)
+
+
+def test_the_limit_of_containers_grows_beside_keys_that_are_numbers() -> None:
+    value = [{"1": 2}, [[]] * 150_000, bytes(2 << 20)]
+    assert decode(pack([{1: 2}, *value[1:]])) == value
 
 
 BOMBS = {
@@ -259,6 +277,7 @@ def test_the_limit_of_containers_grows_with_the_payload(empty: Any) -> None:
 
 def test_100_000_elements_are_accepted() -> None:
     assert len(decode(pack([[]] * 99_999))) == 99_999
+    assert len(decode(pack({"of maps": [{}] * 99_998}))["of maps"]) == 99_998
     assert len(decode(pack(list(range(65_536))))) == 65_536
 
 
@@ -370,6 +389,8 @@ def test_split_is_pack_without_a_copy(size: int, others: int) -> None:
     head, tail = split
     assert tail is data
     assert decode(head + tail) == value
+    if len(value) < 16:  # a longer map may begin in more than one way
+        assert head + tail == Encoder().pack(value)
 
 
 def test_split_of_bytes() -> None:
@@ -561,6 +582,52 @@ def test_a_value_whose_parts_could_be_sent_is_too_deep_itself() -> None:
             deeper = {"a": deeper}
     assert str(explained(deeper)).startswith("cannot send a value that contains itself, or")
     assert str(explained({"b": [deeper]})).startswith("b.0: cannot send a value that contains")
+
+
+# Large bytes that have not come yet
+
+
+@pytest.mark.parametrize("there", [45, 46, 1000, 2 * LARGE])
+def test_large_bytes_are_found_before_they_are_there(there: int) -> None:
+    payload = pack({"name": "x" * 28, "data": bytes(2 * LARGE)})
+    begin = len(payload) - 2 * LARGE
+    assert begin == 45
+    for least in (LARGE, 2 * LARGE):
+        assert large_bytes(payload[:there], len(payload), least) == (begin, len(payload))
+
+
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [
+        (b"", 2 * LARGE),
+        (pack({"name": "file"}), 2 * LARGE),
+        (b"\x92" + pack("x" * (LARGE - 1)) + b"\xc6" + (LARGE - 1).to_bytes(4, "big"), 4 * LARGE),
+        (b"\xc6" + LARGE.to_bytes(4, "big"), LARGE + 4),  # goes on behind the end of the payload
+        (b"\xc6" + (1 << 24).to_bytes(4, "big")[:3], (1 << 24) + 5),  # its length is not there yet
+        (pack([*range(1000), bytes(LARGE)])[:-LARGE], 4 * LARGE),  # costs too much to look for
+    ],
+)
+def test_there_are_no_large_bytes(start: bytes, size: int) -> None:
+    assert large_bytes(start, size, LARGE) == (0, 0)
+
+
+# Credit
+
+
+@pytest.mark.parametrize("credit", [(0, 0), (0, 1), (1, 0), (3, 2**40)])
+def test_credit_is_items_and_bytes(credit: tuple[int, int]) -> None:
+    assert read_credit(pack(list(credit))) == credit
+
+
+@pytest.mark.parametrize(
+    "body",
+    [None, 1, "ab", {0: 1, 1: 2}, [], [1], [1, 2, 3], [-1, 2], [1, -2], [1.0, 2], [1, "2"]]
+    + [[None, 1], [True, 1], [1, False]],
+)
+def test_what_is_no_credit_is_refused(body: Any) -> None:
+    with pytest.raises(ProtocolError, match=r"STREAM_CREDIT must carry \[items, bytes\]") as caught:
+        read_credit(pack(body))
+    assert caught.value.close_code == 4400
 
 
 # Compression
