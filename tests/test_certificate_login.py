@@ -140,8 +140,16 @@ async def refused(client: Client, code: str) -> AuthenticationError:
 
 @pytest.mark.parametrize("users", [USERS, look_up], ids=["mapping", "lookup"])
 async def test_a_certificate_says_who_logs_in(hub: Hub, users: Any) -> None:
-    async with new_server(hub.server, users=users) as server:
+    server, seen = new_server(hub.server, users=users), []
+
+    @server.on_client_connect
+    async def check(connection: Connection) -> None:
+        await asyncio.sleep(0)
+        seen.append((connection.identity, connection.roles))
+
+    async with server:
         async with hub.client(server, "device-7") as client:
+            assert seen == [("device-7", frozenset({"sensor"}))]
             assert client.connection.identity == "device-7"
             assert await within(client.rpc.whoami()) == "device-7"
             assert await within(client.rpc.measure()) == 42

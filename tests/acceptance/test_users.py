@@ -312,6 +312,27 @@ async def test_roles_are_looked_up_again_when_a_session_goes_on() -> None:
     assert ran == ["restart", "operate"]
 
 
+async def test_a_kept_answer_is_for_those_who_may_call() -> None:
+    """A key gives nobody the answer to a call that they may no longer make."""
+    roles = {"ann": ["admin"]}
+
+    async def look_up(name: str) -> User:
+        return User(verifier=VERIFIER, roles=roles[name])
+
+    server, ran = guarded_server(users=look_up)
+    async with server:
+        for may_call in (True, True, False, True):
+            roles["ann"] = ["admin"] if may_call else []
+            async with new_client(server, user="ann") as client:
+                call = client.rpc.call("restart", key="once")
+                if may_call:
+                    assert await within(call) == "restarting"
+                else:
+                    with pytest.raises(PermissionDenied):
+                        await within(call)
+    assert ran == ["restart"]
+
+
 async def test_hooks_see_the_roles() -> None:
     server, _ = guarded_server()
     seen: list[frozenset[str]] = []
