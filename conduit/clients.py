@@ -357,12 +357,18 @@ class Clients:
             self._tell("client_disconnect", connection, connection.reason)
 
 
+_FAULTS = {
+    "busy": None,
+    "refused": None,
+    "unsupported_version": Fault.SILENT,
+    "bad_request": Fault.VIOLATION,
+}
+
+
 def _fault(error: Exception) -> Fault | None:
     """Say what was wrong with a login that has failed, if it is the client's fault."""
     if isinstance(error, AuthenticationError):
-        if error.code in ("busy", "refused"):  # by this side
-            return None
-        return Fault.VIOLATION if error.code == "bad_request" else Fault.PASSWORD
+        return _FAULTS.get(error.code, Fault.PASSWORD)
     if isinstance(error, ProtocolError) and not isinstance(error, OtherVersion):
         return Fault.VIOLATION
     if isinstance(error, ConnectionClosed) and error.code == CloseCode.TOO_LATE:

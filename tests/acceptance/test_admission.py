@@ -92,6 +92,21 @@ async def test_three_wrong_passwords_close_the_door_to_their_address_alone(
     assert f"{ENEMY} are refused for 15 s, because of wrong passwords" in warning.message
 
 
+@pytest.mark.parametrize("where", ["header", "login"])
+async def test_a_client_of_another_version_is_no_enemy(where: str) -> None:
+    request = {"v": 2, "mech": "SCRAM-SHA-256", "scram": "n,,n=default,r=x", "caps": raw.CAPS}
+    body = raw.pack({**request, "session": None, "agent": "raw/2.0"})
+    async with strict_server() as server:
+        for _ in range(5):
+            async with dial(server.address, source=FRIEND) as peer:
+                version = 2 if where == "header" else 1
+                peer.write(raw.frame(raw.AUTH_REQUEST, 1, body, version=version))
+                failure = await peer.until(raw.AUTH_FAILURE)
+                assert failure.body["code"] == "unsupported_version"
+                await peer.closed()
+        await logs_in(server, FRIEND)
+
+
 async def test_a_client_that_is_refused_is_told_what_may_be_the_matter() -> None:
     async with strict_server() as server:
         for _ in range(3):
