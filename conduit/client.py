@@ -29,7 +29,8 @@ from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.calls import DEFAULT, Default, closed_again
-from .transport.connection import Connection, Question, outlast_links
+from .transport.connection import Connection, outlast_links
+from .transport.life import Question
 from .transport.settings import Settings
 
 __all__ = ["Client", "ClientCaller", "Status"]

@@ -27,7 +27,8 @@ from .protocol.scram import REFUSED
 from .protocol.session import EPOCH_BYTES, ID_BYTES, Session
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.connection import ACCEPTING, Connection, Question, outlast_links
+from .transport.connection import Connection, outlast_links
+from .transport.life import ACCEPTING, Question
 from .transport.link import SocketLink
 from .transport.loop import Shared
 from .transport.running import text_of

@@ -18,8 +18,9 @@ from .protocol.tokens import ITERATIONS as TOKEN_ITERATIONS
 from .protocol.tokens import user_of
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.connection import CONNECTING, Connection, Owner
+from .transport.connection import Connection
 from .transport.keys import client_keys, forget_keys, known_keys
+from .transport.life import CONNECTING, Owner
 from .transport.link import SocketLink
 from .transport.listeners import connect
 from .transport.loop import Shared

@@ -59,6 +59,7 @@ LAYERS = [
     {"rpc.bind", "rpc.compatibility", "rpc.fingerprint"},
     {"rpc.caller"},
     {"rpc.blocking_caller"},
+    {"transport.life"},
     {"transport.connection"},
     {"transport.link", "rpc.context"},
     {"rpc.method"},

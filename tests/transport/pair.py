@@ -29,7 +29,8 @@ from conduit.protocol.frames import HEADER, SEQUENCED, FrameType, word
 from conduit.protocol.login import ClientLogin, ServerLogin
 from conduit.protocol.session import Session
 from conduit.rpc.router import Router
-from conduit.transport.connection import ACCEPTING, CONNECTING, Connection, Question
+from conduit.transport.connection import Connection
+from conduit.transport.life import ACCEPTING, CONNECTING, Question
 from conduit.transport.link import SocketLink
 from conduit.transport.loop import Shared
 from conduit.transport.settings import Settings
