@@ -316,6 +316,15 @@ def test_a_length_that_lies_among_large_values_is_noticed() -> None:
                 decode(payload)
 
 
+@pytest.mark.parametrize("others", [0, 100])
+def test_lists_that_claim_much_within_each_other_cost_nothing(others: int) -> None:
+    """Each claims no more than the payload has bytes, and all of them a hundred times as much."""
+    head = b"\xdc" + (2 + others).to_bytes(2, "big") + pack(bytes(LARGE)) + b"\x01" * others
+    payload = head + (b"\xdd" + LARGE.to_bytes(4, "big")) * 50
+    with bounded(len(payload) * 3), pytest.raises(ProtocolError):
+        decode(payload)
+
+
 # Bytes of no design, and bytes that are nearly right
 
 TOKENS = st.sampled_from([bytes([first]) for first in range(256)]) | st.binary(max_size=6)
