@@ -308,6 +308,12 @@ def test_large_values_among_others_are_read(value: Any) -> None:
             decode(payload + b"\0")
 
 
+@pytest.mark.parametrize("wide", [b"\xdc\0\0", b"\xdd\0\0\0\0", b"\xde\0\0", b"\xdf\0\0\0\0"])
+def test_an_empty_container_among_large_values_may_have_a_long_length(wide: bytes) -> None:
+    found = decode(b"\x92" + wide + pack(bytes(LARGE)))
+    assert found == [[] if wide[0] < 0xDE else {}, bytes(LARGE)]
+
+
 def test_a_length_that_lies_among_large_values_is_noticed() -> None:
     large = pack(bytes(LARGE))
     for lie in (b"\xdd\xff\xff\xff\xff", b"\xdf\x00\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc1"):
