@@ -308,12 +308,27 @@ def test_large_values_among_others_are_read(value: Any) -> None:
             decode(payload + b"\0")
 
 
+@pytest.mark.parametrize("wide", [b"\xdc\0\0", b"\xdd\0\0\0\0", b"\xde\0\0", b"\xdf\0\0\0\0"])
+def test_an_empty_container_among_large_values_may_have_a_long_length(wide: bytes) -> None:
+    found = decode(b"\x92" + wide + pack(bytes(LARGE)))
+    assert found == [[] if wide[0] < 0xDE else {}, bytes(LARGE)]
+
+
 def test_a_length_that_lies_among_large_values_is_noticed() -> None:
     large = pack(bytes(LARGE))
     for lie in (b"\xdd\xff\xff\xff\xff", b"\xdf\x00\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc1"):
         for payload in (b"\x92" + large + lie, b"\x92" + lie + large, lie + large):
             with bounded(len(payload) * 3), pytest.raises(ProtocolError):
                 decode(payload)
+
+
+@pytest.mark.parametrize("others", [0, 100])
+def test_lists_that_claim_much_within_each_other_cost_nothing(others: int) -> None:
+    """Each claims no more than the payload has bytes, and all of them a hundred times as much."""
+    head = b"\xdc" + (2 + others).to_bytes(2, "big") + pack(bytes(LARGE)) + b"\x01" * others
+    payload = head + (b"\xdd" + LARGE.to_bytes(4, "big")) * 50
+    with bounded(len(payload) * 3), pytest.raises(ProtocolError):
+        decode(payload)
 
 
 # Bytes of no design, and bytes that are nearly right
