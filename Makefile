@@ -11,7 +11,7 @@ TYPED := $(wildcard conduit tests examples benchmarks fuzz tools test_server_deb
 export QUICK ONLY WORKLOADS
 
 .PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page
-.PHONY: guard model simulate chaos mutants clean
+.PHONY: guard model simulate chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -86,11 +86,7 @@ chaos: ## links that fail and processes that are killed, over real sockets
 	@$(ENVIRONMENT) dev
 	CONDUIT_TEST_CHAOS=1 $(VENV)/bin/python -m pytest -q -s tests/test_chaos_resume.py
 
-mutants: ## mutate four modules of the protocol, 90 % must be killed: 12 minutes of CPU; ONLY= chooses
-	@$(or $(PYTHON),false) tools/environment.py .venvs/mutants mutants
-	@.venvs/mutants/bin/python tools/mutants.py $(if $(ONLY),--only $(ONLY))
-
 clean: ## remove everything that was installed, built or measured
-	rm -rf $(VENV) .venvs .matrix .fuzz mutants .coverage .coverage.* .hypothesis build dist
+	rm -rf $(VENV) .venvs .matrix .fuzz .coverage .coverage.* .hypothesis build dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
