@@ -91,6 +91,7 @@ class SocketLink(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._set_option(_NOTSENT_LOWAT, UNSENT_IN_KERNEL)
         connection = self._connect(self, self._transport)
+        del self._connect  # which knows more of how the socket came than anybody needs any longer
         self.carry(connection)
         connection.link_made(self)
 
