@@ -22,7 +22,7 @@ demo: ## run the quick start: a server and a client as two processes
 
 test: ## run the tests
 	@$(ENVIRONMENT) dev
-	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 6 --dist worksteal
+	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 check: ## format, lint, types, and that imports go down only
 	@$(ENVIRONMENT) dev
