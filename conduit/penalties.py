@@ -56,7 +56,8 @@ class Penalties:
         if before is None or before.ends <= now:
             before = _Penalty(now, False)
         ends = min(before.ends + seconds, now + self._longest)
-        refused = before.refused or math.ceil(ends - now) >= self._threshold
+        left = round(ends - now, 6)  # sums of floats may be a hair above a whole second
+        refused = before.refused or math.ceil(left) >= self._threshold
         self._table[source] = _Penalty(ends, refused)
         if len(self._table) > self._most:
             del self._table[next(iter(self._table))]
