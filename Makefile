@@ -9,6 +9,8 @@ ENVIRONMENT = $(or $(PYTHON),false) tools/environment.py $(VENV)
 TYPED := $(wildcard conduit tests examples benchmarks fuzz tools test_server_debug.py test_client_debug.py)
 
 export QUICK ONLY WORKLOADS
+# Tests start many processes, and each would compile all of conduit again: a third of their time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page
 .PHONY: guard model simulate chaos clean
@@ -39,9 +41,9 @@ format: ## put the code into the form that check wants
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
 
-matrix: ## the tests on Python 3.10 to 3.13, on asyncio and on uvloop
+matrix: ## the tests on Python 3.10 to 3.13, on asyncio and on uvloop; REST=1 after `make test`
 	@$(ENVIRONMENT) dev
-	@$(VENV)/bin/python tools/matrix.py
+	@$(VENV)/bin/python tools/matrix.py $(if $(REST),--rest)
 
 coverage: ## run the tests on 3.10 and 3.13 and hold their branch coverage against the bar
 	@$(ENVIRONMENT) dev

@@ -2,9 +2,10 @@
 
     python tools/matrix.py                      all of 3.10, 3.11, 3.12, 3.13
     python tools/matrix.py 3.10 3.13            only these
+    python tools/matrix.py --rest               all but what `make test` runs
 
-Each Python has its own environment in .venvs/, each cell its own log in .matrix/. The cells of the
-oldest and the newest Python leave coverage data there as well, for tools/coverage_report.py.
+Each Python has its own environment in .venvs/, each cell its own log in .matrix/. One cell of the
+oldest and one of the newest Python leave coverage data there, for tools/coverage_report.py.
 A version that is not found is named in the table. One Python alone is no matrix, so fewer than
 two fail, as does every cell that fails, is cut off, or runs no test.
 """
@@ -24,8 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".matrix"
 VERSIONS = ["3.10", "3.11", "3.12", "3.13"]
-# The tests that see no loop are in the cells of uvloop; measuring makes 3.10 half as slow again.
-MEASURED = {("3.10", "uvloop"), ("3.13", "asyncio"), ("3.13", "uvloop")}
+# Both ends, both loops, and every test once; measuring makes 3.10 half as slow again.
+MEASURED = {("3.10", "asyncio"), ("3.13", "uvloop")}
 # What sees no event loop, or programs that bring their own, is run once for each Python: left out
 # of one of its two cells, so that both take about as long.
 LEFT_OUT = {
@@ -59,9 +60,23 @@ LEFT_OUT = {
         "tests/transport/test_random_life.py",
     ],
 }
+# Programs for people and tools for developers, most of whose time goes into starting processes:
+# run by the oldest and the newest Python only.
+ENDS_ONLY = [
+    "tests/test_benchmarks.py",
+    "tests/test_cli.py",
+    "tests/test_debug_scripts.py",
+    "tests/test_demo.py",
+    "tests/test_readme.py",
+    "tests/test_simulation.py",
+    "tests/test_stub.py",
+    "tests/test_typing.py",
+    "tests/acceptance/test_quickstart.py",
+]
 # Tests take free ports and their own temporary directories, so those that run at once do not meet.
 SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
-CELL_LIMIT = 240  # seconds; a cell should need less than 120
+PROGRESS = r"[.sxFE]+ *\[ *\d+%\]"
+CELL_LIMIT = 240  # seconds; a cell should need less than 90
 
 
 @dataclass
@@ -79,7 +94,9 @@ class Cell:
         return LOGS / f"{self.version}-{self.loop}.log"
 
 
-def main(versions: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    rest = "--rest" in arguments
+    versions = [argument for argument in arguments if argument != "--rest"] or VERSIONS
     unknown = set(versions) - set(VERSIONS)
     if unknown:
         return fail(f"not a tested version: {', '.join(sorted(unknown))}")
@@ -93,21 +110,30 @@ def main(versions: list[str]) -> int:
         ready = list(pool.map(lambda version: prepare(version, pythons[version]), found))
     if not all(ready):
         return 1
-    cells = [run(version, loop) for version in found for loop in LEFT_OUT]
+    tested = [(f"3.{sys.version_info[1]}", "asyncio")] if rest else []
+    pairs = [(version, loop) for version in found for loop in LEFT_OUT]
+    cells = [run(version, loop) for version, loop in pairs if (version, loop) not in tested]
 
     print(f"\n{'python':<8}{'loop':<9}{'':<6}{'seconds':>8}  pytest's closing line")
     for version in versions:
         if not pythons[version]:
             print(f"{version:<8}not found")
+    for version, loop in tested:
+        print(f"{version:<8}{loop:<9}left to `make test`")
     for cell in cells:
         verdict = "ok" if cell.passed else "FAIL"
         line = cell.closing_line
         print(f"{cell.version:<8}{cell.loop:<9}{verdict:<6}{cell.seconds:>8.1f}  {line}")
     for cell in cells:
         if not cell.passed:
-            tail = "\n".join(cell.log.read_text(errors="replace").splitlines()[-80:])
-            print(f"\n--- {cell.version} {cell.loop}, the end of {cell.log}\n{tail}")
+            print(f"\n--- {cell.version} {cell.loop}, from {cell.log}\n{what_failed(cell)}")
     return 0 if all(cell.passed for cell in cells) else 1
+
+
+def what_failed(cell: Cell) -> str:
+    """Return the end of what pytest says of the failures, without its lines of dots."""
+    lines = cell.log.read_text(errors="replace").splitlines()
+    return "\n".join([line for line in lines if not re.fullmatch(PROGRESS, line)][-80:])
 
 
 def find_python(version: str) -> str:
@@ -126,11 +152,11 @@ def prepare(version: str, python: str) -> bool:
 def run(version: str, loop: str) -> Cell:
     """Run the tests once."""
     cell = Cell(version, loop, False, "", 0.0)
-    # Processes share the checkout, so nothing may be written there that another one reads.
     command = [str(ROOT / ".venvs" / version / "bin" / "python"), "-m", "pytest", "-q"]
     command += ["-p", "no:cacheprovider", *SPREAD]
-    command += [f"--ignore={path}" for path in LEFT_OUT[loop]]
-    environment = os.environ | {"CONDUIT_TEST_LOOP": loop, "PYTHONDONTWRITEBYTECODE": "1"}
+    ends = version in (VERSIONS[0], VERSIONS[-1])
+    command += [f"--ignore={path}" for path in LEFT_OUT[loop] + ([] if ends else ENDS_ONLY)]
+    environment = os.environ | {"CONDUIT_TEST_LOOP": loop}
     if (version, loop) in MEASURED:
         command += ["--cov", "--cov-report="]
         environment["COVERAGE_FILE"] = str(LOGS / f".coverage.{version}-{loop}")
@@ -165,4 +191,4 @@ def fail(reason: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or VERSIONS))
+    sys.exit(main(sys.argv[1:]))
