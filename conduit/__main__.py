@@ -33,6 +33,7 @@ from .protocol import tokens
 from .protocol.scram import DEFAULT_ITERATIONS
 from .signatures import deprecation, shown, signature
 from .stub import stub as stub_of
+from .transport import limited
 
 try:
     import typer
@@ -259,7 +260,8 @@ def ping(
     async def work() -> None:
         times: list[float] = []
         for number in range(1, count + 1):
-            times.append(await asyncio.wait_for(client.ping(), timeout) * 1000)
+            async with limited.timeout(timeout):
+                times.append(await client.ping() * 1000)
             typer.echo(f"{number}: {times[-1]:.3f} ms")
         mean = sum(times) / count
         typer.echo(f"min {min(times):.3f} ms, mean {mean:.3f} ms, max {max(times):.3f} ms")

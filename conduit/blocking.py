@@ -21,6 +21,7 @@ from .descriptors import ClientDescriptor
 from .exceptions import ConnectionClosed
 from .rpc.blocking_caller import BLOCKING, BlockingCaller, StreamCall
 from .rpc.method import Example
+from .transport import limited
 from .transport.calls import DEFAULT, Default
 from .transport.connection import Connection
 from .transport.loop_thread import LoopThread
@@ -257,7 +258,8 @@ class Client:
             raise TimeoutError(f"the client has not disconnected within {timeout:g} s") from None
 
     async def _closed_within(self, timeout: float | None) -> None:
-        await asyncio.wait_for(self._client.wait_closed(), timeout)
+        async with limited.timeout(timeout):
+            await self._client.wait_closed()
 
     def __enter__(self: S) -> S:
         self.connect()

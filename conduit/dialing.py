@@ -21,8 +21,9 @@ from .transport.background import Background
 from .transport.connection import Connection
 from .transport.keys import client_keys, forget_keys, known_keys
 from .transport.life import CONNECTING, Owner
+from .transport.limited import timeout
 from .transport.link import SocketLink
-from .transport.listeners import connect
+from .transport.listeners import connect, refused
 from .transport.loop import Shared
 from .transport.settings import Settings
 from .transport.tls import client_context, peer_end_point
@@ -103,7 +104,8 @@ class Dialer:
     async def _within_timeout(self, wish: Wish, address: Address, *, can_bind: bool) -> None:
         seconds = self._descriptor.connect_timeout
         try:
-            await asyncio.wait_for(self._open(wish, address, can_bind=can_bind), seconds)
+            async with timeout(seconds):
+                await self._open(wish, address, can_bind=can_bind)
         except asyncio.TimeoutError as exc:
             if wish.connected():
                 return  # the answer came at the last moment, and the session goes on
@@ -125,8 +127,11 @@ class Dialer:
         self._login = login = loop.create_future()
         self._address = address
         connection: Connection | None = None
+        itself = False
 
         def make(link: SocketLink, transport: asyncio.Transport) -> Connection:
+            nonlocal itself
+            itself = transport.get_extra_info("sockname") == transport.get_extra_info("peername")
             return self._make_connection(wish, transport, unbound=can_bind)
 
         try:
@@ -142,6 +147,9 @@ class Dialer:
             if connection is not None:
                 wish.give_up(connection)
                 await connection.abort()
+            if itself and isinstance(exc, Exception):
+                # The kernel may choose the port of a server that is down, and join both ends.
+                raise refused(address) from exc
             if isinstance(exc, (ConnectionClosed, ProtocolError)):
                 raise _explained(exc, address) from exc
             raise

@@ -198,7 +198,7 @@ class _Pump:
             try:
                 self.writer.write(piece)
                 await self.writer.drain()
-            except OSError:
+            except (OSError, RuntimeError):  # uvloop's word for a socket that has gone
                 raise _Reset from None
             if direction.rate is not None:
                 self._free = max(self._free, loop.time()) + len(piece) / direction.rate

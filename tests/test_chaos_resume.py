@@ -395,7 +395,8 @@ async def test_no_call_runs_twice_when_the_server_is_killed(
         assert ran[number] != wrong.get(outcome, -1), (number, outcome)
     assert latest < DEADLINE + LATE
     counted = Counter(outcomes.values())
-    assert counted["answered"] > 100 * KILLS and counted["executed None"] > 0
+    # Who was cut off hears so, or that time is up: a new server takes a moment to begin.
+    assert counted["answered"] > 100 * KILLS and counted["executed None"] + counted["timeout"] > 0
     tell(f"seed {SEED}: {KILLS} kills, {dict(counted)}, the longest call {latest:.3f} s")
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import socket
 import ssl
 import struct
@@ -34,6 +35,7 @@ from conduit import (
     ConnectionLost,
     Limits,
     PermissionDenied,
+    ProtocolError,
     RPCError,
     RPCTimeout,
     Server,
@@ -46,6 +48,7 @@ from tests.acceptance.raw import CAPS, PASSWORD, RawPeer, frame, listen, pack
 from tests.acceptance.support import (
     FAST_LOGIN,
     ROOT,
+    free_port,
     neighbourhood,
     new_client,
     new_server,
@@ -464,6 +467,54 @@ async def test_disconnect_ends_connect_with_retry() -> None:
     connecting.cancel()
     await asyncio.gather(connecting, return_exceptions=True)
     assert done, "connect(retry=True) went on after disconnect()"
+
+
+async def test_disconnect_ends_connect_with_retry_at_every_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("conduit.client.LONGEST_DELAY", 0.0)
+    for turns in range(1, 60):
+        client = new_client(("127.0.0.1", free_port()), reconnect_attempts=0)
+        connecting = asyncio.ensure_future(client.connect(retry=True))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await within(client.disconnect(), SOON)
+        assert isinstance(await outcome(connecting), (ConnectionClosed, asyncio.CancelledError))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how the kernel chooses ports is its own")
+async def test_a_client_that_reaches_itself_has_reached_nobody() -> None:
+    """The kernel may give a socket that connects the very port it connects to, and join the two."""
+    for _ in range(100):
+        port = port_that_comes_next()
+        client = new_client(("127.0.0.1", port), reconnect_enabled=False)
+        with pytest.raises(ConnectionRefusedError, match="nothing listens there") as caught:
+            await client.connect()
+        if caught.value.__cause__ is not None and isinstance(
+            caught.value.__cause__, (ProtocolError, ConnectionClosed)
+        ):
+            return  # the client has spoken with itself
+    pytest.fail("no client has reached itself")
+
+
+def port_that_comes_next() -> int:
+    """Return a port that the kernel may well choose for the next socket that connects to it.
+
+    For each port it begins somewhere and goes on in small even steps.
+    """
+    while True:
+        with socket.socket() as listening, contextlib.suppress(OSError):
+            port = random.randrange(33_000, 60_000, 2)
+            listening.bind(("127.0.0.1", port))
+            listening.listen()
+            came = 0
+            while not 0 < port - came <= 8:
+                with socket.create_connection(("127.0.0.1", port)) as connecting:
+                    came = connecting.getsockname()[1]
+                if not 0 < port - came < 500:
+                    break
+            else:
+                return port
 
 
 async def test_disconnect_in_the_disconnect_hook_ends_the_reconnecting() -> None:

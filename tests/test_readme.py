@@ -17,7 +17,6 @@ import asyncio
 import inspect
 import logging
 import re
-import socket
 import sys
 import textwrap
 import types
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.acceptance.support import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -100,7 +101,7 @@ async def run_page(page: Path, text: str, module: types.ModuleType) -> None:
     ports: dict[str, str] = {}
     serving: list[asyncio.Task[None]] = []
     try:
-        for block in blocks(PORTS.sub(lambda match: free_port(match[0], ports), text)):
+        for block in blocks(PORTS.sub(lambda match: port_for(match[0], ports), text)):
             code = compiled(block, page)
             if "no-run" in block.words:
                 continue
@@ -118,11 +119,10 @@ async def run_page(page: Path, text: str, module: types.ModuleType) -> None:
                 raise result
 
 
-def free_port(name: str, ports: dict[str, str]) -> str:
+def port_for(name: str, ports: dict[str, str]) -> str:
     """Return the port that stands for this one on the page."""
     if name not in ports:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            ports[name] = str(probe.getsockname()[1])
+        ports[name] = str(free_port())
     return ports[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -16,12 +17,13 @@ from ..admission import Admission, Fault, Visit
 from ..descriptors import Address
 from ..exceptions import ProtocolError
 from .connection import Connection
+from .limited import timeout
 from .link import SocketLink
 from .loop import Shared
 from .proxied import read_proxy_header
 from .tls import Shown
 
-__all__ = ["Listener", "bind", "connect"]
+__all__ = ["Listener", "bind", "connect", "refused"]
 
 logger = logging.getLogger("conduit.server")
 
@@ -162,7 +164,8 @@ class Listener:
     async def _reveal(self, accepted: socket.socket, visit: Visit) -> bool:
         """Let a proxy say whose socket this is; False if the socket was closed."""
         try:
-            source = await asyncio.wait_for(read_proxy_header(accepted), self._patience)
+            async with timeout(self._patience):
+                source = await read_proxy_header(accepted)
         except (OSError, ProtocolError, asyncio.TimeoutError) as exc:
             why = str(exc) or f"no PROXY header came within {self._patience:g} s"
             logger.warning("a connection of the proxy %s is closed: %s", visit.address[0], why)
@@ -295,11 +298,18 @@ _HINTS: dict[type[OSError], str] = {
 }
 
 
+def refused(address: Address) -> OSError:
+    """Return the error for an address where nothing listens."""
+    return _explained(
+        ConnectionRefusedError(errno.ECONNREFUSED, ""), f"cannot connect to {address}"
+    )
+
+
 def _explained(exc: OSError, what: str) -> OSError:
     """Return the same kind of error with a text that names the address and what to do."""
     text = os.strerror(exc.errno) if exc.errno else str(exc) or type(exc).__name__
     hint = _HINTS.get(type(exc), "")
-    if "already in use" in text.lower() or exc.errno == 98:
+    if "already in use" in text.lower() or exc.errno == errno.EADDRINUSE:
         hint = "another program listens there; stop it, or choose another port (0 takes a free one)"
     parts = [f"{what}: {text.lower()}", hint] if hint else [f"{what}: {text.lower()}"]
     return type(exc)(exc.errno, "; ".join(parts))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import queue
+import random
 import re
 import signal
 import socket
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 
+SOON = 1_000
+"""How many turns of the loop a test looks in each of, before it looks each millisecond."""
 FAST_LOGIN = Limits(min_iterations=4096)
 """What lets a client accept the cheap verifier of these tests."""
 
@@ -39,8 +42,10 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition that no event tells of."""
 
     async def look() -> None:
-        while not condition():  # noqa: ASYNC110  # it lets the loop run and does not sleep
-            await asyncio.sleep(0)
+        looks = 0
+        while not condition():
+            looks += 1  # what takes longer must not keep a core from the others
+            await asyncio.sleep(0 if looks < SOON else 0.001)
 
     await within(look())
 
@@ -49,7 +54,7 @@ def new_server(**fields: Any) -> Server:
     """Return a server on a free port of the loopback interface, with the method `add`."""
     if not fields.keys() & {"password", "users", "verifier"}:
         fields["verifier"] = VERIFIER
-    server = Server(**{"host": "127.0.0.1", "port": 0, **fields})
+    server = Server(**{"host": "127.0.0.1", "port": free_port(), **fields})
 
     @server.rpc
     async def add(a: int, b: int) -> int:
@@ -112,12 +117,17 @@ def issue_certificate(folder: Path) -> tuple[Path, Path]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody listens on, for a program that has to be told one."""
+    """Return a port that nobody listens on, for a program that has to be told one.
+
+    It lies below those that the kernel gives to sockets that connect. Clients that try again and
+    again while the program is down would be given it, too, and keep it from the program.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as sock:
-        sock.bind((host, 0))
-        port: int = sock.getsockname()[1]
-        return port
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket(family) as sock, contextlib.suppress(OSError):
+            sock.bind((host, port))
+            return port
 
 
 def has_ipv6() -> bool:
