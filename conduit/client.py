@@ -531,6 +531,8 @@ class Client:
             except (AuthenticationError, ProtocolError):
                 raise
             except Exception as exc:
+                if self.status is Status.CLOSED:
+                    return  # disconnected in the meantime, so it interests nobody
                 if not counts:
                     logger.info("the server goes away, and nobody takes over yet: %s", exc)
                     continue

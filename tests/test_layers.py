@@ -76,7 +76,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # What is neither in the standard library nor here is not declared in pyproject.toml.
-DECLARED = {"pydantic", "msgpack", "async_timeout"}
+DECLARED = {"pydantic", "msgpack"}
 DECLARED |= {"pydantic_core", "typing_extensions"}  # pydantic's own other half, and what it needs
 OPTIONAL = {"uvloop", "typer"}  # extras: imported where they are used, so that all else works
 
