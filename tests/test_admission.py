@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -45,7 +46,7 @@ def made(
     )
 
 
-def entered(admission: Admission, address: tuple[str, int] = HOME) -> Visit:
+def entered(admission: Admission, address: tuple[Any, ...] = HOME) -> Visit:
     visit = admission.enter(address)
     assert visit is not None
     return visit
@@ -195,12 +196,21 @@ def test_a_visit_behind_a_proxy_counts_for_its_own_address() -> None:
     assert admission.enter(HOME) is None, "they are counted together with those who come directly"
 
 
-def test_what_a_proxy_does_for_itself_is_held_against_nobody() -> None:
+@pytest.mark.parametrize("named", [None, ("10.0.0.1", 5000)])  # HAProxy does so in version 1
+@pytest.mark.parametrize("end", [("10.0.0.1", 5000), ("::ffff:10.0.0.1", 5000, 0, 0)])
+def test_what_a_proxy_does_for_itself_is_held_against_nobody(named: Any, end: Any) -> None:
     admission = made(proxies=("10.0.0.0/8",))
     for _ in range(100):
-        visit = entered(admission, ("10.0.0.1", 1))
-        assert visit.reveal(None)
+        visit = entered(admission, end)
+        assert visit.reveal(named)
         visit.end(Fault.SILENT)
+
+
+def test_who_is_on_the_machine_of_a_proxy_is_a_client_like_any_other() -> None:
+    admission = made(most_per_source=1, proxies=("10.0.0.0/8",))
+    visits = [entered(admission, ("10.0.0.1", port)) for port in (5000, 5001)]
+    assert visits[0].reveal(("10.0.0.1", 6000))
+    assert not visits[1].reveal(("10.0.0.1", 6001))
 
 
 def test_the_last_place_may_be_a_proxys() -> None:

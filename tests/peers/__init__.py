@@ -1,0 +1,1 @@
+"""conduit and programs that others have written; `make peers` fetches them and runs these."""
