@@ -11,6 +11,7 @@ right to the object that the handler or the caller gets.
 from __future__ import annotations
 
 import io
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
@@ -67,16 +68,19 @@ _MESSAGE: Final = int(FrameType.MESSAGE)
 _RPC_ERROR: Final = int(FrameType.RPC_ERROR)
 _RPC_REQUEST: Final = int(FrameType.RPC_REQUEST)
 
-Kind = tuple[int, int, bool, bool, bool, bool]
+Kind = tuple[int, int, bool, bool, bool, bool, bool]
 """What a word says: type, flags, and whether the frame is sequenced, whether it opens a call or a
-request, whether it needs the checks of the rarer frames, and whether it is compressed."""
+request, whether it needs the checks of the rarer frames, whether it is compressed, and whether it
+is sequenced and nothing else of these, as most answers are: nothing but its number is checked."""
 
 
 def _kind(type: int, flags: int) -> Kind:
     sequenced = bool(flags & SEQUENCED)
     opens = type == _RPC_REQUEST or (type == _MESSAGE and sequenced and not flags & REPLY)
     rare = type > _RPC_ERROR or (type > 0 and not sequenced)
-    return type, flags, sequenced, opens, rare, bool(flags & COMPRESSED)
+    compressed = bool(flags & COMPRESSED)
+    answer = sequenced and not (opens or rare or compressed)
+    return type, flags, sequenced, opens, rare, compressed, answer
 
 
 IGNORED: Final = _kind(0, 0)
@@ -91,7 +95,8 @@ def words(types: tuple[FrameType, ...]) -> dict[int, Kind]:
     }
 
 
-_unpack: Final = HEADER.unpack_from
+_unpack: Final = struct.Struct(">QIQ8xI").unpack_from
+"""The header without its time, which is for people who look at frames."""
 
 
 class FrameReader(FrameWriter, ABC):
@@ -226,14 +231,20 @@ class FrameReader(FrameWriter, ABC):
         received = before = session.received
         last_id, wants_id = self._last_id, self.wants_id
         start, end, known = 0, len(data), -1
-        type, flags, sequenced, opens, checked, compressed = IGNORED
+        type, flags, sequenced, opens, checked, compressed, answer = IGNORED
         try:
             while end - start >= HEADER_SIZE:
-                first, size, id, _, number = _unpack(data, start)
+                first, size, id, number = _unpack(data, start)
                 if first != known:  # mostly the word of the frame before
                     kind = self.accepts.get(first) or self._tolerated(first)
-                    type, flags, sequenced, opens, checked, compressed = kind
+                    type, flags, sequenced, opens, checked, compressed, answer = kind
                     known = first
+                if answer and number == received + 1 and size <= limit:
+                    stop = start + HEADER_SIZE + size
+                    if stop <= end:
+                        events.append((type, flags, id, data[start + HEADER_SIZE : stop]))
+                        received, start = number, stop
+                        continue
                 if size > limit:
                     raise self._too_big(size)
                 if sequenced:
