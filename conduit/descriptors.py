@@ -165,6 +165,8 @@ class Limits(_Model):
         max_calls: Calls that this side serves at once; further ones wait at the caller.
         max_running: Handlers that may run at once on the event loop, for all peers together.
             Further calls are refused, but each peer may always have one.
+        max_timeout: Server only. Seconds that a call may run, whatever its caller asks for; None
+            for no limit. Streams, and methods with a `timeout=` of their own, have none but that.
         max_messages: Messages that the peer may send ahead of this side's handlers.
         max_message_bytes: The same in bytes.
         max_stream_items: Items of each stream that the peer may send ahead of their consumer here.
@@ -185,6 +187,7 @@ class Limits(_Model):
     max_payload: Bytes = 1024 * 1024
     max_calls: Annotated[int, Field(gt=0, le=65536)] = 256
     max_running: Annotated[int, Field(gt=0)] = 10_000
+    max_timeout: Seconds | None = 3600.0
     max_messages: Annotated[int, Field(gt=0, le=65536)] = 256
     max_message_bytes: Bytes = 1024 * 1024
     max_stream_items: Annotated[int, Field(gt=0, le=65536)] = 4096

@@ -82,6 +82,7 @@ LIMITS_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("max_payload", [1, 64 * 1024 * 1024], [0, -1, 64 * 1024 * 1024 + 1, None]),
     ("max_calls", [1, 65536], [0, 65537]),
     ("max_running", [1, 10**6], COUNT_WRONG),
+    ("max_timeout", [0.1, 3600, None], SECONDS_WRONG),
     ("max_messages", [1, 65536], [0, 65537]),
     ("max_message_bytes", [1, 64 * 1024 * 1024], [0, 64 * 1024 * 1024 + 1]),
     ("max_stream_items", [1, 65536], [0, 65537]),

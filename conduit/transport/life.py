@@ -166,6 +166,7 @@ class Life(ABC, Generic[S]):
             keyed=settings.keyed,
             limit=settings.capabilities.calls,
             limit_of_all=settings.running,
+            longest=settings.longest,
             messages=settings.capabilities.window[0],
             debug=settings.debug,
         )

@@ -61,11 +61,21 @@ class Running:
         ends: When its time is up, by `time.monotonic`; infinity for never.
 
     Attributes:
+        allowed: Seconds that it has in all.
         deadline: When it is to be stopped, by the clock of the loop.
         stopped: Why it was stopped, if it was.
     """
 
-    __slots__ = ("_call", "_connection", "_ends", "deadline", "future", "handler", "stopped")
+    __slots__ = (
+        "_call",
+        "_connection",
+        "_ends",
+        "allowed",
+        "deadline",
+        "future",
+        "handler",
+        "stopped",
+    )
 
     def __init__(
         self,
@@ -81,7 +91,7 @@ class Running:
         # No more of a request than its headers, or its parameters would live as long.
         self._call = headers_of(call) if type(call) is list else call
         self._ends = ends
-        self.deadline = math.inf
+        self.allowed = self.deadline = math.inf
         self.stopped: RPCError | None = None
 
     @property

@@ -116,6 +116,7 @@ class Serving:
         limit: Calls that may run at once.
         limit_of_all: Handlers on the event loop, whoever they run for, from which calls are refused
             beyond the first of this peer.
+        longest: Seconds that a handler may run which has no timeout of its own and does not stream.
         messages: Messages that the peer may send before any was handled.
         debug: Whether the peer is shown the tracebacks of handlers that fail.
 
@@ -135,6 +136,7 @@ class Serving:
         "_keyed",
         "_limit",
         "_limit_of_all",
+        "_longest",
         "_loop",
         "_methods",
         "_most_held",
@@ -166,6 +168,7 @@ class Serving:
         keyed: Keys,
         limit: int,
         limit_of_all: int,
+        longest: float,
         messages: int,
         debug: bool,
     ) -> None:
@@ -181,6 +184,7 @@ class Serving:
         self.handling = handling
         self._limit = limit
         self._limit_of_all = limit_of_all
+        self._longest = longest
         self._most_held = limit + messages
         self.debug = debug
         self.draining = 0.0
@@ -347,12 +351,19 @@ class Serving:
     def _allowed(self, handler: Handler, ttl: int | None) -> float:
         """Return the seconds that a call has from the arrival of its batch, or infinity.
 
-        The time that a handler allows itself begins now.
+        The time that a handler allows itself begins now. One that has said nothing of its time does
+        not run for as long as any caller likes.
         """
         allowed = (self._ttl if ttl is None else ttl / 1000) or math.inf
-        if handler.timeout is None:
-            return allowed
-        return min(allowed, monotonic() - self.handling.arrived + handler.timeout)
+        if handler.timeout is not None:
+            allowed = min(allowed, monotonic() - self.handling.arrived + handler.timeout)
+        if allowed > self._longest and self._is_bounded(handler.name):
+            return self._longest
+        return allowed
+
+    def _is_bounded(self, name: str) -> bool:
+        handler = self._methods[name]
+        return handler.timeout is None and handler.streaming is None
 
     def _track(
         self, id: int, handler: Handler, future: asyncio.Future[Any], ttl: int | None
@@ -363,6 +374,7 @@ class Serving:
         running = Running(self._connection, handler, future, handling.call, ends)
         self._running[id] = handling.suspended[future] = running
         if allowed != math.inf:
+            running.allowed = allowed
             running.deadline = handling.started + allowed
             self._sweep.arm(running.deadline)
         future.add_done_callback(partial(self._ended, id))
@@ -495,7 +507,10 @@ class Serving:
         for running in list(self._running.values()):
             if running.deadline <= now:
                 running.deadline = math.inf
-                running.stop(RPCTimeout(f"{running.handler.name!r} did not end in time"))
+                text = f"{running.handler.name!r} did not end in time"
+                if running.allowed == self._longest:
+                    text = f"{text}; a call may take {self._longest:g} s here (max_timeout)"
+                running.stop(RPCTimeout(text))
             else:
                 upcoming = min(upcoming, running.deadline)
         return upcoming

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from ..descriptors import ClientDescriptor, ServerDescriptor
@@ -19,6 +20,7 @@ class Settings:
         capabilities: What the peer is told at login.
         timeout: Seconds that a call has by default, or None.
         running: Handlers on the event loop from which calls are refused.
+        longest: Seconds that the handler of a call may run, if it has no timeout of its own.
         outbox_bytes: Unacknowledged bytes from which senders wait.
         debug: Whether the peer is shown the tracebacks of handlers that fail.
         backpressure: Whether senders wait at all, or are refused.
@@ -32,6 +34,7 @@ class Settings:
     outbox_bytes: int
     backpressure: bool
     debug: bool
+    longest: float = math.inf
     heartbeat: tuple[float, float] = (30.0, 90.0)
     keyed: Keyed = field(default_factory=Keyed)
 
@@ -60,5 +63,6 @@ class Settings:
         if isinstance(descriptor, ServerDescriptor):
             heartbeat = (descriptor.heartbeat_interval, descriptor.heartbeat_timeout)
             keyed = Keyed(descriptor.idempotency, descriptor.idempotency_ttl)
-            return replace(settings, heartbeat=heartbeat, keyed=keyed)
+            longest = math.inf if limits.max_timeout is None else limits.max_timeout
+            return replace(settings, longest=longest, heartbeat=heartbeat, keyed=keyed)
         return settings

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -85,6 +86,7 @@ def settings(
     *,
     calls: int = 256,
     running: int = 10_000,
+    longest: float = math.inf,
     window: tuple[int, int] = (256, 1024 * 1024),
     stream: tuple[int, int] = (4096, 256 * 1024),
     frame_max: int = 1024 * 1024,
@@ -107,6 +109,7 @@ def settings(
         ),
         timeout=timeout,
         running=running,
+        longest=longest,
         outbox_bytes=outbox_bytes,
         backpressure=backpressure,
         heartbeat=heartbeat,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgpack
@@ -26,6 +26,7 @@ from conduit.exceptions import (
     Unavailable,
 )
 from conduit.protocol.frames import CloseCode, FrameType
+from conduit.rpc.context import Context
 from conduit.transport.connection import Connection
 from conduit.transport.serving import Response
 from tests.transport.pair import Pair, Side, SocketPair, run, settings, turns, until, within
@@ -376,6 +377,64 @@ async def test_the_shortest_of_all_deadlines_counts(
             loop.call_later(0.03, late.set_result, None)  # after the deadline that there is not
             await late
             assert pair.server.connection.running == 1
+
+
+@pytest.mark.parametrize("meta", [[], [{"ttl": 0}], [{"ttl": 10**12}]], ids=["usual", "0", "ages"])
+async def test_no_caller_has_a_handler_run_for_longer_than_calls_may(meta: list[Any]) -> None:
+    server = settings(longest=0.01, calls=1)
+    async with Pair(client=settings(timeout=None), server=server) as pair:
+        left: list[float | None] = []
+
+        @pair.server.rpc
+        async def hold(context: Context) -> None:
+            left.append(context.remaining)
+            await asyncio.Event().wait()
+
+        ask(pair.client, 101, "hold", {}, *meta)
+        await until(lambda: answers(pair.server))
+        ((id, (code, text, _)),) = answers(pair.server)
+        assert (id, code) == (101, RPCTimeout.code)
+        assert text == "'hold' did not end in time; a call may take 0.01 s here (max_timeout)"
+        assert left[0] is not None and left[0] <= 0.01
+        assert pair.server.connection.running == 0
+
+
+async def test_a_method_with_a_time_of_its_own_and_a_stream_may_take_longer() -> None:
+    async with Pair(server=settings(longest=0.01)) as pair:
+        release, late = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        @pair.server.rpc(timeout=30)
+        async def long() -> str:
+            await release.wait()
+            return "done"
+
+        @pair.server.rpc
+        async def ticks() -> AsyncIterator[int]:
+            await release.wait()
+            yield 1
+
+        ask(pair.client, 101, "long", {}, {"ttl": 0})
+        ask(pair.client, 103, "ticks", {}, {"ttl": 0, "stream": None})
+        ask(pair.client, 105, "long", {}, {"ttl": 0, "key": "k"})
+        asyncio.get_running_loop().call_later(0.03, late.set_result, None)
+        await late
+        assert pair.server.connection.running == 3
+        release.set()
+        await until(lambda: len(answers(pair.server)) == 3)
+        assert sorted(answers(pair.server)) == [(101, ["done"]), (103, [None]), (105, ["done"])]
+
+
+async def test_what_streams_is_known_by_its_handler_and_not_by_its_caller() -> None:
+    async with Pair(server=settings(longest=0.01)) as pair:
+
+        @pair.server.rpc
+        async def hold() -> None:
+            await asyncio.Event().wait()
+
+        ask(pair.client, 101, "hold", {}, {"ttl": 0, "stream": None})
+        ask(pair.client, 103, "hold", {}, {"ttl": 0, "key": "k"})
+        await until(lambda: len(answers(pair.server)) == 2)
+        assert {body[0] for _, body in answers(pair.server)} == {RPCTimeout.code}
 
 
 @pytest.mark.parametrize(
