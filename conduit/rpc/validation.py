@@ -19,7 +19,11 @@ from ..transport.serving import Response
 __all__ = ["AS_SENT", "AS_TAKEN", "adapter_of", "finisher", "invalid_params"]
 
 ERRORS_SHOWN = 10
+ERRORS_BYTES = 2500
+"""Bytes of all errors that a caller is shown, whatever it has put into the names of parameters."""
 MESSAGE_SHOWN = 200
+TEXT_BYTES = 1200
+"""Bytes of the sentence that says the same."""
 
 _PLAIN_TYPES = (int, str, bool, float, bytes, type(None))
 
@@ -113,16 +117,20 @@ def invalid_params(
     """
     at = [place] if place else []
     found = error.errors(include_url=False, include_input=False)
-    errors = [
-        {
+    errors, left = list[dict[str, str]](), ERRORS_BYTES
+    for one in found[:ERRORS_SHOWN]:
+        told = {
             "path": ".".join([*at, *(str(part) for part in one["loc"][lone:])])[:MESSAGE_SHOWN],
             "message": _message(one)[:MESSAGE_SHOWN],
             "type": one["type"],
         }
-        for one in found[:ERRORS_SHOWN]
-    ]
+        left -= sum(len(text.encode(errors="replace")) for text in told.values())
+        if left < 0:
+            break
+        errors.append(told)
     listed = "; ".join(
         f"{one['path']}: {one['message']}" if one["path"] else one["message"] for one in errors
     )
-    more = f" and {len(found) - ERRORS_SHOWN} more" if len(found) > ERRORS_SHOWN else ""
-    return InvalidParams(f"{name!r}: {listed}{more}"[:2000], details={"errors": errors})
+    more = f" and {len(found) - len(errors)} more" if len(found) > len(errors) else ""
+    text = f"{name!r}: {listed}".encode(errors="replace")[:TEXT_BYTES].decode(errors="ignore")
+    return InvalidParams(text + more, details={"errors": errors})
