@@ -59,7 +59,7 @@ class Away:
         """End what is too much, and look again later: senders may go on."""
         while len(self._waiting) > self._most:
             self._end(f"more than {self._most} clients are away (max_away)")
-        kept = sum(connection.session.outbox_bytes for connection in self._waiting)
+        kept = sum(connection.weigh() for connection in self._waiting)
         while kept > self._most_bytes:
             kept -= self._end(f"more than {self._most_bytes} bytes wait (max_away_bytes)")
         self._forget_timer()
@@ -69,7 +69,7 @@ class Away:
     def _end(self, why: str) -> int:
         """End the one that has waited longest, and return the bytes that have waited in it."""
         oldest = next(iter(self._waiting))
-        kept = oldest.session.outbox_bytes
+        kept = oldest.weigh()
         reason = f"the client is away, and {why}"
         oldest.fail(ConnectionClosed(reason), CloseCode.ABNORMAL, reason)
         return kept

@@ -176,6 +176,8 @@ class Limits(_Model):
         max_pending_logins: Server only. Connections that may be logging in at the same time. Those
             that say nothing give way to newcomers.
         max_pending_per_address: Server only. Those of one address, or of one IPv6 /64.
+        max_buffered: Server only. Bytes that may wait in all connections together, to be taken by
+            their peers or by handlers; of more than that those with the most end.
         max_away: Server only. Sessions that are kept for clients which have lost their links; of
             more than that the oldest end.
         max_away_bytes: Server only. The same for what waits in them, in bytes.
@@ -196,10 +198,20 @@ class Limits(_Model):
     login_timeout: Seconds = 10.0
     max_pending_logins: Annotated[int, Field(gt=0)] = 256
     max_pending_per_address: Annotated[int, Field(gt=0)] = 32
+    max_buffered: Annotated[int, Field(gt=0)] = 512 * 1024 * 1024
     max_away: Annotated[int, Field(gt=0)] = 1000
     max_away_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
     min_iterations: Annotated[int, Field(ge=4096)] = 100_000
     max_iterations: Annotated[int, Field(ge=4096)] = 2_000_000
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Limits:
+        if self.max_buffered < self.max_payload:
+            raise ValueError(
+                f"max_buffered ({self.max_buffered}) must not be less than max_payload "
+                f"({self.max_payload}), or no such payload could ever come in"
+            )
+        return self
 
 
 class Address(_Model):

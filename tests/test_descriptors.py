@@ -91,6 +91,7 @@ LIMITS_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("login_timeout", [0.1, 60], SECONDS_WRONG),
     ("max_pending_logins", [1, 10_000], COUNT_WRONG),
     ("max_pending_per_address", [1, 10_000], COUNT_WRONG),
+    ("max_buffered", [1024 * 1024, 2**40], [*COUNT_WRONG, 1024 * 1024 - 1]),
     ("max_away", [1, 10_000], COUNT_WRONG),
     ("max_away_bytes", [1, 2**40], COUNT_WRONG),
     ("min_iterations", [4096, 600_000], [4095, 0]),

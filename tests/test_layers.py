@@ -33,6 +33,7 @@ LAYERS = [
     {"descriptors"},
     {"transport.handling"},
     {
+        "transport.buffers",
         "transport.limited",
         "transport.tls",
         "transport.keys",

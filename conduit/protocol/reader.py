@@ -378,6 +378,12 @@ class FrameReader(FrameWriter, ABC):
         apart = self.large is not None or self._apart is not None
         return self._cut, len(self._partial) + (self._filled if apart else 0)
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory that the frame takes which has come in part: what it claims, if large."""
+        claimed = self._ends_in if self.large is not None or self._apart is not None else 0
+        return claimed + len(self._partial)
+
     def eof(self) -> bool:
         """Say whether the peer's end of file cut a frame in two."""
         return bool(self._partial) or self.large is not None

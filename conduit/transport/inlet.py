@@ -42,6 +42,9 @@ class Head(Protocol):
     def fail(self, error: Exception, code: int, reason: str) -> None:
         """End: the peer has broken the rules."""
 
+    def swollen(self) -> None:
+        """Know that memory was taken for a large frame."""
+
 
 class Inlet:
     """The reading half of a connection.
@@ -112,6 +115,8 @@ class Inlet:
         self._handle(protocol.receive(data))
         if protocol.ack_due and not self._unacknowledged:
             self._acknowledge_later()
+        if protocol.large is not None:
+            self._head.swollen()
 
     def buffer(self) -> memoryview:
         """Return where the rest of the large frame that is under way is to be read to."""
@@ -132,12 +137,15 @@ class Inlet:
                 self._shared.recycle(memoryview(payload.obj))
         if self._protocol.ack_due and not self._unacknowledged:
             self._acknowledge_later()
+        if events and self._protocol.large is not None:
+            self._head.swollen()
 
     # What the connection and the timers call.
 
     def acknowledge(self) -> None:
         """Tell the peer what has arrived, if no other ACK did so in the meantime."""
         self._unacknowledged = False
+        self._outlet.on_growth()
         protocol = self._protocol
         if protocol.session.reported != protocol.session.received and protocol.state is State.OPEN:
             protocol.acknowledge()

@@ -91,6 +91,7 @@ class Life(ABC, Generic[S]):
     """
 
     __slots__ = (
+        "_buffers",
         "_calls",
         "_cancels",
         "_ended",
@@ -141,8 +142,13 @@ class Life(ABC, Generic[S]):
         self._owner = owner
         self._first_id = first_id
         self._protocol = CNDT(clock=milliseconds, allocate=shared.allocate)
+        self._buffers = settings.buffers
         self._outlet = Outlet(
-            loop, self._protocol, outbox_bytes=settings.outbox_bytes, on_room=self._room
+            loop,
+            self._protocol,
+            outbox_bytes=settings.outbox_bytes,
+            on_room=self._room,
+            on_growth=self._grown,
         )
         self._sweep = Sweep(loop, self._expire)
         self._calls = Calls(
@@ -427,6 +433,43 @@ class Life(ABC, Generic[S]):
         if self._streams is not None:
             self._streams.room()
 
+    def _grown(self) -> None:
+        self._buffers.count(self)
+
+    def swollen(self) -> None:
+        """Have room made at once: memory was taken for a large frame."""
+        self._buffers.count(self)
+        self._buffers.relieve()
+
+    def weigh(self) -> int:
+        """Return the bytes that wait here, for the peer or for handlers."""
+        self._outlet.set_mark()
+        return sum(self._waiting())
+
+    def _waiting(self) -> tuple[int, int]:
+        """Return the bytes that have come and wait for handlers, and those that wait for the peer.
+
+        What is unsent is in the outbox as well, but for broadcasts, and behind the end.
+        """
+        if self._error is not None:
+            return self._messages.held_bytes, self._outlet.unsent()
+        taken, sent = self._streams.held_bytes() if self._streams is not None else (0, 0)
+        taken += self._protocol.held + self._messages.held_bytes
+        sent += self._serving.held_bytes + self._messages.reliable_bytes
+        return taken, sent + max(self._protocol.session.outbox_bytes, self._outlet.unsent())
+
+    def overflow(self, reason: str) -> None:
+        """End, because too much waits in all connections and most of it here."""
+        taken, sent = self._waiting()
+        if self._error is not None:
+            self._messages.stop()
+            self._outlet.abort()
+        elif sent < taken:
+            self._close(ConnectionClosed(reason, code=CloseCode.TRY_AGAIN_LATER))
+        else:  # behind what waits a CLOSE would not be read soon
+            error = ConnectionClosed(reason, code=CloseCode.TOO_SLOW)
+            self._close(error, abort=bool(self._outlet.unsent()))
+
     def _expire(self, now: float) -> float:
         return min(self._calls.expire(now), self._serving.expire(now))
 
@@ -434,6 +477,7 @@ class Life(ABC, Generic[S]):
         """Look after the connection, several times in each heartbeat interval."""
         if not self._opened or self._error is not None:
             return
+        self._grown()
         if self._pulse.drips(now, *self._protocol.unfinished, judge=judge):
             text = (
                 f"a frame took more than {FRAME_TIME:g} s, at less than {FRAME_RATE} bytes a second"
@@ -493,6 +537,7 @@ class Life(ABC, Generic[S]):
             self._expiry = None
         self._outlet.end(error, abort=abort)
         self._protocol.session.drop()
+        self._protocol.forget()
         self._sweep.stop()
         self._serving.end()
         self._messages.fail(error, handle_rest=self._polite)
@@ -501,6 +546,7 @@ class Life(ABC, Generic[S]):
         self._calls.fail(error)
         if self._pings is not None:
             self._pings.fail(error)
+        self._grown()
         self._owner.ended(self, cause or error)
         if self._link is None:
             self._over()
@@ -522,6 +568,7 @@ class Life(ABC, Generic[S]):
         """
         if self._link is not None or self.handling:
             return False
+        self._buffers.forget(self)
         self._streams = None
         self._protocol.forget()
         self._outlet.forget()

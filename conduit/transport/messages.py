@@ -57,7 +57,8 @@ _REPLY: Final = word(FrameType.MESSAGE, SEQUENCED | REPLY)
 _CREDIT: Final = word(FrameType.STREAM_CREDIT, SEQUENCED)
 
 BEST_EFFORT: Final = 256
-"""Broadcasts that wait for a busy handler; of more than that the oldest are dropped."""
+"""Broadcasts that wait for a busy handler; of more than that, or of more bytes than the window
+has, the oldest are dropped."""
 
 
 class _Incoming(NamedTuple):
@@ -94,6 +95,7 @@ class Messages:
 
     __slots__ = (
         "_best_effort",
+        "_best_effort_bytes",
         "_busy",
         "_bytes",
         "_calm",
@@ -103,6 +105,7 @@ class Messages:
         "_granted",
         "_handlers",
         "_inbox",
+        "_inbox_bytes",
         "_line",
         "_loop",
         "_open_bytes",
@@ -151,8 +154,10 @@ class Messages:
         self._expected = 0
         self._busy = False
         self._running: set[asyncio.Future[Any]] | None = None
-        self._inbox: deque[_Incoming] | None = None
-        self._best_effort: deque[_Incoming] | None = None
+        # Each message with the bytes that it came in, which are more than its cost if that is none.
+        self._inbox: deque[tuple[_Incoming, int]] | None = None
+        self._best_effort: deque[tuple[_Incoming, int]] | None = None
+        self._inbox_bytes = self._best_effort_bytes = 0
         self._reliable: deque[bytes] | None = None
         self.dropped = 0
 
@@ -223,7 +228,8 @@ class Messages:
             if self._reliable is None:
                 self._reliable = deque()
             self._reliable.append(payload)
-            return sum(map(len, self._reliable))
+            self._outlet.on_growth()
+            return self.reliable_bytes
         self._put(0, payload)
         return 0
 
@@ -323,23 +329,40 @@ class Messages:
         if not self._busy or handler.concurrent:
             self._run(name, data, handler, id, size, reply)
         else:
-            self._queue(_Incoming(name, data, handler, id, size, reply))
+            self._queue(_Incoming(name, data, handler, id, size, reply), len(payload))
 
-    def _queue(self, message: _Incoming) -> None:
-        """Keep a message until the handler that runs has ended."""
+    def _queue(self, message: _Incoming, size: int) -> None:
+        """Keep a message, which came in `size` bytes, until the handler that runs has ended."""
         if message.size or message.reply:
             if self._inbox is None:
                 self._inbox = deque()
-            self._inbox.append(message)
+            self._inbox.append((message, size))
+            self._inbox_bytes += size
             if message.reply:
                 self._keep_reply()
         else:
             if self._best_effort is None:
                 self._best_effort = deque()
-            if len(self._best_effort) >= BEST_EFFORT:
-                self._best_effort.popleft()
-                self.dropped += 1
-            self._best_effort.append(message)
+            self._make_room(self._best_effort, size)
+            self._best_effort.append((message, size))
+            self._best_effort_bytes += size
+
+    def _make_room(self, queue: deque[tuple[_Incoming, int]], size: int) -> None:
+        """Drop the oldest broadcasts for one of `size` bytes; a single one may have any size."""
+        most = self._window[1] - size
+        while queue and (len(queue) >= BEST_EFFORT or self._best_effort_bytes > most):
+            self._best_effort_bytes -= queue.popleft()[1]
+            self.dropped += 1
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the messages that wait for a handler to end."""
+        return self._inbox_bytes + self._best_effort_bytes
+
+    @property
+    def reliable_bytes(self) -> int:
+        """Bytes of the reliable broadcasts that wait for credit."""
+        return sum(map(len, self._reliable or ()))
 
     def _spend(self, size: int) -> None:
         """Count what the peer has sent and was not paid back."""
@@ -419,10 +442,11 @@ class Messages:
 
     def cancel(self, id: int) -> None:
         """Take CANCEL for a request that still waits for its turn; any other means nothing."""
-        for message in self._inbox or ():
+        for message, size in self._inbox or ():
             if message.id == id and id:
                 assert self._inbox is not None
-                self._inbox.remove(message)
+                self._inbox.remove((message, size))
+                self._inbox_bytes -= size
                 self._settle(message, None, CallCancelled("the caller has given up"))
                 return
 
@@ -433,9 +457,12 @@ class Messages:
         try:
             while not self._busy:
                 if self._best_effort:
-                    self._run(*self._best_effort.popleft())
+                    message, size = self._best_effort.popleft()
+                    self._best_effort_bytes -= size
+                    self._run(*message)
                 elif self._inbox:
-                    message = self._inbox.popleft()
+                    message, size = self._inbox.popleft()
+                    self._inbox_bytes -= size
                     if message.reply:
                         self._replies -= 1
                         self._calm_down()
@@ -510,7 +537,8 @@ class Messages:
         if not handle_rest:
             self.stop()
         elif self._inbox:
-            self._inbox = deque(message for message in self._inbox if not message.id)
+            self._inbox = deque(entry for entry in self._inbox if not entry[0].id)
+            self._inbox_bytes = sum(size for _, size in self._inbox)
 
     def futures(self) -> set[asyncio.Future[Any]]:
         """Return what tells the end of each running handler."""
@@ -519,6 +547,7 @@ class Messages:
     def stop(self) -> None:
         """Stop every handler, and forget what waits for one."""
         self._inbox = self._best_effort = None
+        self._inbox_bytes = self._best_effort_bytes = 0
         me = asyncio.current_task()
         for future in self._running or ():
             if future is not me:  # a handler that stops the server goes on to its end

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from ..exceptions import ConnectionClosed
 from ..protocol.cndt import CNDT
 from ..protocol.writer import LARGE_FRAME
+from .buffers import STEP
 
 __all__ = ["FLUSH_FRAMES", "Link", "Outlet"]
 
@@ -90,11 +91,13 @@ class Outlet:
         protocol: Numbers and frames what is sent.
         outbox_bytes: Unacknowledged bytes from which senders wait.
         on_room: Called when `blocked` ends.
+        on_growth: Called when the outbox has reached `mark`, and when more waits beside it.
 
     Attributes:
         blocked: Whether senders wait.
         full: Whether the outbox is full, so that answers wait too.
         limit: Unacknowledged bytes from which it is.
+        mark: Unacknowledged bytes from which `on_growth` is called next.
         closed: Why nothing can be sent any more; `blocked` is set as well.
         flush_frames: Frames that are written together at most.
     """
@@ -109,6 +112,8 @@ class Outlet:
         "flush_frames",
         "full",
         "limit",
+        "mark",
+        "on_growth",
         "protocol",
         "watch",
     )
@@ -120,11 +125,14 @@ class Outlet:
         *,
         outbox_bytes: int,
         on_room: Callable[[], None],
+        on_growth: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._link: Link | None = None
         self.limit = outbox_bytes
+        self.mark = min(STEP, outbox_bytes)
         self._on_room = on_room
+        self.on_growth = on_growth
         self.flush_frames = FLUSH_FRAMES
         self._paused = False
         self.protocol = protocol
@@ -191,8 +199,19 @@ class Outlet:
             if self.watch is not None:
                 self.watch(chunk)
             link.write(chunk)
-        if protocol.session.outbox_bytes >= self.limit:
+        if protocol.session.outbox_bytes >= self.mark:
+            self._grown()
+
+    def _grown(self) -> None:
+        """Stop senders when the outbox is full, and tell that it has grown."""
+        if self.protocol.session.outbox_bytes >= self.limit:
             self.full = self.blocked = True
+        self.set_mark()
+        self.on_growth()
+
+    def set_mark(self) -> None:
+        """Have `on_growth` called when the outbox has grown by `STEP`, or is full."""
+        self.mark = min(self.protocol.session.outbox_bytes + STEP, self.limit)
 
     def unsent(self) -> int:
         """Return the bytes that the link keeps."""
@@ -225,7 +244,7 @@ class Outlet:
     def forget(self) -> None:
         """Let go of the link and of the connection: both have ended."""
         self._link = None
-        self._on_room = self.protocol.on_due = _nothing
+        self._on_room = self.on_growth = self.protocol.on_due = _nothing
 
     def end(self, error: ConnectionClosed, *, abort: bool = False) -> None:
         """Write what is queued and close the link."""

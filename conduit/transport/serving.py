@@ -56,6 +56,10 @@ _ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
 HELD_BYTES: Final = 8 * 1024 * 1024
 """Bytes of answers that wait for an acknowledgement, above which calls are refused."""
 
+REFUSALS: Final = 100
+"""Calls beyond its limit that a peer may make within `REFUSAL_TIME` seconds, or twice the limit."""
+REFUSAL_TIME: Final = 10.0
+
 CLOSING: Final = 0.1
 """Seconds that a side has to close in, behind the grace that it gives its handlers."""
 
@@ -141,6 +145,8 @@ class Serving:
         "_methods",
         "_most_held",
         "_outlet",
+        "_refusals",
+        "_refused_since",
         "_requests",
         "_routes",
         "_running",
@@ -195,6 +201,8 @@ class Serving:
         self._requests: dict[int, Running] = {}
         self.held: list[tuple[int, int, bytes, bool]] = []
         self._held_bytes = self._held_calls = 0
+        self._refusals = 0
+        self._refused_since = 0.0
 
     def opened(self, peer: Capabilities) -> None:
         """Learn what the peer accepts, and what deadline its calls have by default."""
@@ -282,10 +290,11 @@ class Serving:
         if self.draining:
             self.refuse(id, self.stopping())
             return True
-        if len(self._running) + self._held_calls >= self._limit or (
-            self._outlet.full and self._held_bytes > HELD_BYTES
-        ):
+        too_many = len(self._running) + self._held_calls >= self._limit
+        if too_many or (self._outlet.full and self._held_bytes > HELD_BYTES):
             self.check_held()
+            if too_many:
+                self._count_refusal()
             self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
             return True
         if len(self.handling.suspended) >= self._limit_of_all:
@@ -294,6 +303,19 @@ class Serving:
             self.refuse(id, Overloaded(f"{most} are running here already, for all peers together"))
             return True
         return False
+
+    def _count_refusal(self) -> None:
+        """Refuse to go on with a peer that knows its limit, and calls beyond it all the time."""
+        now, most = self.handling.started, max(REFUSALS, 2 * self._limit)
+        if now - self._refused_since >= REFUSAL_TIME:
+            self._refusals, self._refused_since = 0, now
+        self._refusals += 1
+        if self._refusals > most:
+            raise ProtocolError(
+                f"more than {most} calls in {REFUSAL_TIME:g} s beyond the {self._limit} that may "
+                "run at once (max_calls)",
+                close_code=CloseCode.FLOOD,
+            )
 
     def unknown_message(self, name: str) -> MethodNotFound:
         """Return the error for a message that has no handler."""
@@ -463,8 +485,14 @@ class Serving:
             self.held.append((word, id, payload, slot))
             self._held_bytes += len(payload)
             self._held_calls += slot
+            self._outlet.on_growth()
         else:
             self._outlet.protocol.send(word, id, payload)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the answers that wait because the outbox is full."""
+        return self._held_bytes
 
     def room(self) -> None:
         """Go on: the outlet has room again."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ..descriptors import ClientDescriptor, ServerDescriptor
 from ..protocol.events import RESUME, Capabilities
+from .buffers import Buffers
 from .keyed import Keyed
 
 __all__ = ["Settings"]
@@ -26,6 +27,7 @@ class Settings:
         backpressure: Whether senders wait at all, or are refused.
         heartbeat: Interval and timeout in seconds. A client takes its server's instead.
         keyed: Runs the calls with an idempotency key, which belong to no single connection.
+        buffers: Bounds what waits in all connections together.
     """
 
     capabilities: Capabilities
@@ -37,6 +39,7 @@ class Settings:
     longest: float = math.inf
     heartbeat: tuple[float, float] = (30.0, 90.0)
     keyed: Keyed = field(default_factory=Keyed)
+    buffers: Buffers = field(default_factory=Buffers)
 
     @classmethod
     def of(cls, descriptor: ServerDescriptor | ClientDescriptor) -> Settings:
@@ -64,5 +67,11 @@ class Settings:
             heartbeat = (descriptor.heartbeat_interval, descriptor.heartbeat_timeout)
             keyed = Keyed(descriptor.idempotency, descriptor.idempotency_ttl)
             longest = math.inf if limits.max_timeout is None else limits.max_timeout
-            return replace(settings, longest=longest, heartbeat=heartbeat, keyed=keyed)
+            return replace(
+                settings,
+                longest=longest,
+                heartbeat=heartbeat,
+                keyed=keyed,
+                buffers=Buffers(limits.max_buffered),
+            )
         return settings

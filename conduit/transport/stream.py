@@ -185,6 +185,11 @@ class Sender:
         """Whether there are items that could not be sent yet."""
         return bool(self._parts) or self._alone is not None
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the items that could not be sent yet."""
+        return self._size + (sum(map(len, self._alone)) if self._alone is not None else 0)
+
     def flush(self) -> None:
         """Send what has gathered, as far as there is credit and room."""
         while self._parts and self._may_send():
@@ -356,6 +361,11 @@ class Receiver:
             self._queue.clear()
             self._drop_current()
         self._wake()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the items that nobody has taken yet."""
+        return self._open_bytes - self._owed_bytes
 
     # What the consumer calls.
 

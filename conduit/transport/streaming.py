@@ -175,6 +175,14 @@ class Streams:
                 self._open[id] = self._open.pop(id)
                 sender.flush()
 
+    def held_bytes(self) -> tuple[int, int]:
+        """Return the bytes of the items that nobody has taken yet, and of those still unsent."""
+        taken = sent = 0
+        for sender, receiver, _ in self._open.values():
+            taken += receiver.held_bytes if receiver is not None else 0
+            sent += sender.held_bytes if sender is not None else 0
+        return taken, sent
+
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone.
 

@@ -55,7 +55,10 @@ async def test_a_flood_of_cancels_is_closed_and_not_answered() -> None:
         assert answered < 64 * 1024
 
 
-async def test_who_cancels_every_call_is_served_and_runs_no_more_than_it_may() -> None:
+@pytest.mark.parametrize("heeds", [True, False], ids=["heeding", "ignoring"])
+async def test_who_cancels_every_call_is_served_if_it_heeds_its_limit_and_closed_if_not(
+    heeds: bool,
+) -> None:
     server, running, most = new_server(limits=Limits(max_calls=16)), 0, 0
 
     @server.rpc
@@ -71,28 +74,49 @@ async def test_who_cancels_every_call_is_served_and_runs_no_more_than_it_may() -
         finally:
             running -= 1
 
-    count = 3_000
+    def cancelled_call(peer: RawPeer) -> bytes:
+        id = peer.take_id()
+        request = peer.numbered(raw.RPC_REQUEST, id, ["wait", {}])
+        return request + peer.numbered(raw.CANCEL, id, ["no reason"])
+
     async with neighbourhood(server) as neighbour, logged_in(neighbour.server.address) as peer:
-        data: list[bytes] = []
-        for _ in range(count):
-            id = peer.take_id()
-            data.append(peer.numbered(raw.RPC_REQUEST, id, ["wait", {}]))
-            data.append(peer.numbered(raw.CANCEL, id, ["no reason"]))
-
-        async def send() -> None:
-            for start in range(0, len(data), 100):
-                peer.write(b"".join(data[start : start + 100]))
-                await peer.writer.drain()
-
-        sending = asyncio.ensure_future(send())
-        for _ in range(count):
-            answer = await peer.until(raw.RPC_ERROR)
-            assert answer.body[0] in ("call_cancelled", "overloaded")
-        await sending
-        assert most <= 16
-        assert await peer.call("add", {"a": 1, "b": 2}) == 3
+        if heeds:
+            for _ in range(16):
+                peer.write(cancelled_call(peer))
+            for _ in range(1000):
+                assert (await peer.until(raw.RPC_ERROR)).body[0] == "call_cancelled"
+                peer.write(cancelled_call(peer))
+            for _ in range(16):
+                await peer.until(raw.RPC_ERROR)
+            assert await peer.call("add", {"a": 1, "b": 2}) == 3
+        else:
+            code, answered = await flooded(peer, [cancelled_call(peer) for _ in range(3_000)])
+            assert code == FLOOD and answered < 64 * 1024
+            refused = [got for got in peer.log if got.type == raw.RPC_ERROR]
+            assert sum(got.body[0] == "overloaded" for got in refused) <= 100
+        assert 0 < most <= 16
         await neighbour.check()
-    assert running == 0
+        await until(lambda: running == 0)
+
+
+async def test_who_calls_beyond_its_limit_now_and_then_is_told_and_served() -> None:
+    server, gate = new_server(limits=Limits(max_calls=80)), asyncio.Event()
+
+    @server.rpc
+    async def wait() -> None:
+        await gate.wait()
+
+    async with neighbourhood(server) as neighbour:
+        async with logged_in(neighbour.server.address) as peer:
+            for _ in range(80 + 160):
+                peer.request("wait", {})
+            for _ in range(160):
+                assert (await peer.until(raw.RPC_ERROR)).body[0] == "overloaded"
+            peer.request("wait", {})
+            said = await peer.closed()
+            assert said is not None and said[0] == FLOOD
+            assert "more than 160 calls in 10 s beyond the 80" in said[1]
+        gate.set()
 
 
 async def test_calls_of_all_clients_together_have_a_limit_and_each_may_have_one() -> None:

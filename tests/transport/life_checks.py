@@ -43,6 +43,10 @@ def check_tables(connection: Connection) -> None:
     assert session.outbox_bytes == sum(size for _, size, _ in session._outbox) >= 0
     assert serving._held_bytes == sum(len(payload) for _, _, payload, _ in serving.held)
     assert serving._held_calls == sum(slot for _, _, _, slot in serving.held)
+    messages = connection._messages
+    assert messages._inbox_bytes == sum(size for _, size in messages._inbox or ())
+    assert messages._best_effort_bytes == sum(size for _, size in messages._best_effort or ())
+    assert connection.weigh() >= session.outbox_bytes
     entries = (*calls._pending.values(), *calls._replies.values())
     deadlines = [entry[1] for entry in entries]
     deadlines += [running.deadline for running in serving._running.values()]
@@ -52,7 +56,7 @@ def check_tables(connection: Connection) -> None:
 def check_agreement(connection: Connection, other: Connection) -> None:
     """When nothing is under way, both sides know the same of what this one has asked for."""
     mine, theirs = connection._calls, other._serving
-    waiting = {message.id for message in other._messages._inbox or () if message.id}
+    waiting = {message.id for message, _ in other._messages._inbox or () if message.id}
     known = {*theirs._running, *theirs._requests, *waiting}
     known |= {id for _, id, _, _ in theirs.held if id}
     asked = {*mine._pending, *mine._replies}
@@ -85,7 +89,7 @@ def check_nothing_open(side: Side) -> None:
     assert not connection._calls._line.waiters
     assert not (serving._running or serving._requests or serving.held)
     assert not (messages._running or messages._line.waiters or messages._reliable)
-    assert not (messages._inbox or messages._best_effort)
+    assert not (messages._inbox or messages._best_effort or messages.held_bytes)
     assert not messages._busy
     assert connection._streams is None or not connection._streams._open
     finals = (FrameType.RPC_RESPONSE, FrameType.RPC_ERROR)

@@ -30,6 +30,7 @@ from conduit.protocol.frames import HEADER, SEQUENCED, FrameType, word
 from conduit.protocol.login import ClientLogin, ServerLogin
 from conduit.protocol.session import Session
 from conduit.rpc.router import Router
+from conduit.transport.buffers import Buffers
 from conduit.transport.connection import Connection
 from conduit.transport.life import ACCEPTING, CONNECTING, Question
 from conduit.transport.link import SocketLink
@@ -96,6 +97,7 @@ def settings(
     heartbeat: tuple[float, float] = (30.0, 90.0),
     compress: bool = False,
     debug: bool = False,
+    buffers: Buffers | None = None,
 ) -> tuple[Settings, bool]:
     """Return what one side is told, its descriptor's defaults filled in."""
     return Settings(
@@ -114,6 +116,7 @@ def settings(
         backpressure=backpressure,
         heartbeat=heartbeat,
         debug=debug,
+        buffers=buffers or Buffers(),
     ), compress
 
 

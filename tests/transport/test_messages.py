@@ -700,6 +700,23 @@ async def test_of_broadcasts_that_wait_the_oldest_are_dropped() -> None:
         assert pair.client.link.sent(FrameType.STREAM_CREDIT) == [], "they cost nothing"
 
 
+@pytest.mark.parametrize("size, kept", [(1000, 9), (5000, 1), (20_000, 1)])
+async def test_so_are_those_that_are_too_many_bytes(size: int, kept: int) -> None:
+    async with Pair(client=settings(window=(256, 10_000))) as pair:
+        slow = Slow(pair.client)
+        for number in range(20):
+            assert pair.server.connection.push(best_effort("news", [number, bytes(size)]))
+            await turns(3)
+        await until(lambda: slow.began)
+        await turns()
+        assert pair.client.connection._messages.held_bytes < max(10_000, size + 100)
+        await slow.let_go(20)
+        await turns()
+        assert [number for number, _ in slow.ended] == [0, *range(20 - kept, 20)]
+        assert pair.client.connection.dropped == 19 - kept
+        assert pair.client.connection._messages.held_bytes == 0
+
+
 async def test_a_broadcast_is_not_pushed_to_a_peer_that_does_not_keep_up() -> None:
     async with Pair() as pair:
         slow = Slow(pair.client)
