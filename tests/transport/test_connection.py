@@ -20,6 +20,8 @@ from conduit.transport.connection import Connection
 from conduit.transport.pulse import Pulse
 from tests.transport.pair import Pair, Side, SocketPair, settings, turns, until, within
 
+PING = HEADER.pack(word(FrameType.HEARTBEAT_PING), 0, 1, 0, 0)
+
 BOTH = pytest.mark.parametrize("pair_of", [Pair, SocketPair])
 
 
@@ -404,6 +406,51 @@ async def test_bytes_that_the_peer_takes_are_a_sign_of_life() -> None:
         assert pair.client.connection.closed
         pair.client.link.flow()
         pair.server.link.flow()
+
+
+async def test_a_peer_that_lives_and_takes_nothing_is_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Pair(server=settings(heartbeat=(10.0, 30.0)), keeps=30) as pair:
+
+        @pair.server.rpc
+        async def big() -> bytes:
+            return bytes(100_000)
+
+        pair.server.link.stall()
+        call = pair.client.start("big")
+        await until(lambda: pair.server.link.unsent() > 100_000)
+        for second in range(0, 30, 5):
+            beat(pair.server, second)
+            pair.server.connection.inlet.receive(PING)  # it is there, and does not read
+        assert not pair.server.connection.closed
+        beat(pair.server, 30.1)
+        reason = await closed(pair.server)
+        assert reason.code == CloseCode.TOO_SLOW
+        assert "taken nothing of what it was sent for 30 s" in str(reason)
+        assert "taken nothing" in caplog.text
+        assert pair.server.connection.weigh() == 0
+        with pytest.raises(ConnectionLost):
+            await within(pair.client.connection.abort())
+            await within(call)
+
+
+async def test_a_link_over_which_a_frame_drips_in_is_given_up_and_the_session_goes_on() -> None:
+    async with Pair(server=settings(heartbeat=(100.0, 300.0)), keeps=30) as pair:
+        sent = HEADER.pack(word(FrameType.RPC_REQUEST, SEQUENCED), 10_000, 101, 0, 1)
+        for second in range(31):
+            pair.server.connection.inlet.receive(sent if not second else b"x")
+            beat(pair.server, second)
+        assert pair.server.connection.away and pair.server.connection.weigh() < 100
+        assert pair.server.losses[0].code == CloseCode.TOO_LATE
+
+        @pair.server.rpc
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        await until(lambda: pair.client.connection.away)
+        await pair.come_back()
+        assert await within(pair.client.call("add", [1, 2])) == 3
 
 
 @pytest.mark.parametrize("size, step, ends", [(60, 1, 31), (100_000, 600, 31), (10**6, 2000, 0)])
