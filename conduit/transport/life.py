@@ -454,7 +454,7 @@ class Life(ABC, Generic[S]):
         if self._error is not None:
             return self._messages.held_bytes, self._outlet.unsent()
         taken, sent = self._streams.held_bytes() if self._streams is not None else (0, 0)
-        taken += self._protocol.held + self._messages.held_bytes
+        taken += self._protocol.held + self._messages.held_bytes + self._serving.queued_bytes()
         sent += self._serving.held_bytes + self._messages.reliable_bytes
         return taken, sent + max(self._protocol.session.outbox_bytes, self._outlet.unsent())
 

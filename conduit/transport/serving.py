@@ -44,7 +44,7 @@ from .running import (
     why_stopped,
 )
 from .tasks import Starter, Suspended
-from .threads import run_in_thread
+from .threads import ThreadFuture, run_in_thread
 
 __all__ = ["Response", "Routes", "Serving"]
 
@@ -255,6 +255,8 @@ class Serving:
             self._failed(id, handler, exc)
             return
         self._track(id, handler, result.future, ttl)
+        if type(result.future) is ThreadFuture:
+            result.future.size = len(payload)
 
     def _run_special(
         self, id: int, handler: Handler, params: Any, meta: dict[str, Any]
@@ -493,6 +495,11 @@ class Serving:
     def held_bytes(self) -> int:
         """Bytes of the answers that wait because the outbox is full."""
         return self._held_bytes
+
+    def queued_bytes(self) -> int:
+        """Return the bytes of the calls that wait for a thread."""
+        threads = (one.future for one in self._running.values() if type(one.future) is ThreadFuture)
+        return sum(thread.size for thread in threads if thread.queued)
 
     def room(self) -> None:
         """Go on: the outlet has room again."""

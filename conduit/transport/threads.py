@@ -32,9 +32,20 @@ if hasattr(os, "register_at_fork"):
 
 
 class ThreadFuture(asyncio.Future[Any]):
-    """The result of a handler that runs, or is about to run, in a thread."""
+    """The result of a handler that runs, or is about to run, in a thread.
+
+    Attributes:
+        job: The same in the pool of threads.
+        size: Bytes of what the handler was sent.
+    """
 
     job: Future[Any] | None = None
+    size = 0
+
+    @property
+    def queued(self) -> bool:
+        """Whether the handler has not begun."""
+        return self.job is not None and not (self.job.running() or self.job.done())
 
     def leave_queue(self) -> bool:
         """Do not run the handler, if it has not begun; a thread cannot be stopped.

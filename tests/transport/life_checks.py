@@ -40,6 +40,7 @@ def check_tables(connection: Connection) -> None:
     assert len(calls._pending) <= max(1, calls._limit)
     assert len(serving._running) + serving._held_calls <= max(1, serving._limit)
     assert len(serving.held) <= serving._most_held
+    assert not serving._refusals, "a caller heeds the limit by itself"
     assert session.outbox_bytes == sum(size for _, size, _ in session._outbox) >= 0
     assert serving._held_bytes == sum(len(payload) for _, _, payload, _ in serving.held)
     assert serving._held_calls == sum(slot for _, _, _, slot in serving.held)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgpack
@@ -13,6 +15,7 @@ import pytest
 
 from conduit.exceptions import ConnectionClosed, ConnectionLost
 from conduit.protocol.frames import HEADER, PRIORITY, SEQUENCED, CloseCode, FrameType, word
+from conduit.transport import threads
 from conduit.transport.buffers import STEP, Buffers
 from tests.transport.pair import Pair, Side, settings, turns, until, within
 
@@ -152,6 +155,28 @@ async def test_what_waits_counts_until_its_connection_ends(
         await within(connection.abort())
         assert connection.weigh() == 0
         await asyncio.gather(*here.calls, return_exceptions=True)
+
+
+async def test_calls_that_wait_for_a_thread_count_and_those_that_run_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release, running = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(threads, "_pool", lambda: pool)
+        async with Pair(server=settings(buffers=Buffers(1 << 30))) as pair:
+
+            @pair.server.rpc
+            def size(data: bytes) -> int:
+                running.set()
+                release.wait(5)
+                return len(data)
+
+            calls = [pair.client.start("size", [bytes(100 * KIB)]) for _ in range(4)]
+            await until(lambda: pair.server.connection.running == 4 and running.is_set())
+            assert 300 * KIB <= pair.server.connection.weigh() < 304 * KIB
+            release.set()
+            assert await within(asyncio.gather(*calls)) == [100 * KIB] * 4
+            assert pair.server.connection.weigh() < STEP
 
 
 # When it is too much
