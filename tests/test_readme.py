@@ -5,6 +5,8 @@
                               while the blocks after it run, and is cancelled at the end of the page
     ```python no-run          is only compiled
 
+The tests that a page names are there.
+
 The blocks of one page run in order, in one namespace and one event loop, so a block can use what
 those before it defined. `asyncio.run(...)` at the top level, with or without the main guard, is
 awaited in that loop. The ports 8080 and 8443 stand for free ones.
@@ -34,6 +36,7 @@ PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>```+) *(?P<info>[^`\n]*)\n(?P<code>.*?)^ *(?P=fence) *$", re.M | re.S
 )
+TEST = re.compile(r"`(?:tests/)?((?:[a-z_]+/)*test_\w+\.py)(?:::(test_\w+))?`")
 PORTS = re.compile(r"\b(8080|8443)\b")
 SECONDS = 25  # for one page; pytest's own limit comes later
 
@@ -152,6 +155,14 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 async def test_python_blocks_run(page: Path, module: types.ModuleType) -> None:
     await asyncio.wait_for(run_page(page, page.read_text("utf-8"), module), SECONDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_are_there(page: Path) -> None:
+    for path, name in TEST.findall(page.read_text("utf-8")):
+        file = next((file for at in ("tests", ".") if (file := ROOT / at / path).is_file()), None)
+        assert file is not None, path
+        assert not name or f"def {name}(" in file.read_text("utf-8"), f"{path}::{name}"
 
 
 def test_readme_shows_code() -> None:
