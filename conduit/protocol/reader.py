@@ -113,6 +113,7 @@ class FrameReader(FrameWriter, ABC):
         inflates: Whether the peer may compress payloads.
         ack_due: Whether something was accepted that no ACK has told of yet.
         large: The buffer of a large frame that is under way; see `buffer`.
+        grew: Whether memory was taken for one, or for what is sent; whoever looks resets it.
     """
 
     __slots__ = (
@@ -127,6 +128,7 @@ class FrameReader(FrameWriter, ABC):
         "_partial",
         "accepts",
         "ack_due",
+        "grew",
         "inflates",
         "large",
         "max_payload",
@@ -157,6 +159,7 @@ class FrameReader(FrameWriter, ABC):
         self._apart: io.BytesIO | None = None
         self._heard_bytes = 0
         self.ack_due = False
+        self.grew = False
 
     # What there is to be known of a connection, in cndt.py.
 
@@ -312,6 +315,7 @@ class FrameReader(FrameWriter, ABC):
             self._partial = rest
             self._missing = size - len(rest)
             return
+        self.grew = True
         if size < APART or not self._wait_apart(rest, size):
             self.large = self._allocate(size)
             self.large[: len(rest)] = rest

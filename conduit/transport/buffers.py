@@ -3,7 +3,8 @@
 No byte is counted as it comes and goes, which would cost every call something. Instead a connection
 is weighed as a whole, at moments that are rare beside the calls: when its outbox has grown by
 `STEP`, when it begins to take a large frame, when it has to hold answers, five times a second if it
-takes anything in, and with its heartbeat. What is light is not kept in mind, so idle connections
+takes anything in, and with its heartbeat. Room is made at the end of the batch that it grew in, or
+as soon as the event loop gets round to it. What is light is not kept in mind, so idle connections
 cost nothing here.
 """
 

@@ -43,7 +43,7 @@ class Head(Protocol):
         """End: the peer has broken the rules."""
 
     def swollen(self) -> None:
-        """Know that memory was taken for a large frame."""
+        """Know that much more waits than before the batch."""
 
 
 class Inlet:
@@ -115,7 +115,7 @@ class Inlet:
         self._handle(protocol.receive(data))
         if protocol.ack_due and not self._unacknowledged:
             self._acknowledge_later()
-        if protocol.large is not None:
+        if protocol.grew:
             self._head.swollen()
 
     def buffer(self) -> memoryview:
@@ -137,7 +137,7 @@ class Inlet:
                 self._shared.recycle(memoryview(payload.obj))
         if self._protocol.ack_due and not self._unacknowledged:
             self._acknowledge_later()
-        if events and self._protocol.large is not None:
+        if self._protocol.grew:
             self._head.swollen()
 
     # What the connection and the timers call.

@@ -437,7 +437,8 @@ class Life(ABC, Generic[S]):
         self._buffers.count(self)
 
     def swollen(self) -> None:
-        """Have room made at once: memory was taken for a large frame."""
+        """Have room made before the next batch: many may come before the loop gets round to it."""
+        self._protocol.grew = False
         self._buffers.count(self)
         self._buffers.relieve()
 

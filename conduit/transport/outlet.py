@@ -207,6 +207,7 @@ class Outlet:
         if self.protocol.session.outbox_bytes >= self.limit:
             self.full = self.blocked = True
         self.set_mark()
+        self.protocol.grew = True
         self.on_growth()
 
     def set_mark(self) -> None:

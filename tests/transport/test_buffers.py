@@ -45,9 +45,19 @@ class Here:
         self.pair = pair
         self.gate = asyncio.Event()
         self.calls: list[asyncio.Future[Any]] = []
+        self.runs: list[Any] = []
 
     def start(self, method: str) -> None:
         self.calls.append(self.pair.client.start(method))
+
+    async def enter(self, run: Any) -> None:
+        self.runs.append(await run.__aenter__())
+
+    async def leave(self) -> None:
+        for run in self.runs:
+            with contextlib.suppress(ConnectionLost):
+                await within(run.__aexit__(None, None, None))
+        await asyncio.gather(*self.calls, return_exceptions=True)
 
 
 async def unread_answers(here: Here) -> int:
@@ -90,7 +100,9 @@ async def broadcasts_behind_a_busy_handler(here: Here) -> int:
     for _ in range(6):
         payload = msgpack.packb(["news", bytes(60 * KIB)])
         head = HEADER.pack(word(FrameType.MESSAGE, PRIORITY), len(payload), 0, 0, 0)
-        here.pair.server.connection.inlet.receive(head + payload)
+        asyncio.get_running_loop().call_soon(
+            here.pair.server.connection.inlet.receive, head + payload
+        )
     return 5 * 60 * KIB
 
 
@@ -101,7 +113,7 @@ async def items_that_nobody_takes(here: Here) -> int:
         async for _ in items:
             pass
 
-    await here.pair.client.stream("total", [iter([bytes(100 * KIB)] * 2)]).__aenter__()
+    await here.enter(here.pair.client.stream("total", [iter([bytes(100 * KIB)] * 2)]))
     return 2 * 100 * KIB
 
 
@@ -111,7 +123,7 @@ async def items_without_credit(here: Here) -> int:
         for _ in range(3):
             yield bytes(200 * KIB)
 
-    await here.pair.client.stream("many").__aenter__()
+    await here.enter(here.pair.client.stream("many"))
     await until(lambda: len(here.pair.server.link.sent(FrameType.STREAM_ITEM)) == 2)
     here.pair.server.connection.protocol.session.drop()  # as if they had been acknowledged
     return 200 * KIB
@@ -154,7 +166,7 @@ async def test_what_waits_counts_until_its_connection_ends(
         here.gate.set()
         await within(connection.abort())
         assert connection.weigh() == 0
-        await asyncio.gather(*here.calls, return_exceptions=True)
+        await here.leave()
 
 
 async def test_calls_that_wait_for_a_thread_count_and_those_that_run_do_not(
