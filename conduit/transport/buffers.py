@@ -45,16 +45,14 @@ class Buffers:
         self._most = most
         self._sizes: dict[Holder, int] = {}
         self._total = 0
-        self._due = False
 
     def count(self, holder: Holder) -> None:
         """Weigh a connection. If too much waits in all, some end when what is ready has run."""
         if self._most == math.inf:
             return
         self._weigh(holder)
-        if self._total > self._most and not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_soon(self._relieve_later)
+        if self._total > self._most:
+            asyncio.get_running_loop().call_soon(self.relieve)
 
     def forget(self, holder: Holder) -> None:
         """Count a connection out: it has ended."""
@@ -75,10 +73,6 @@ class Buffers:
             logger.warning("closing %r: %s (max_buffered)", worst, why)
             worst.overflow(f"{why} (max_buffered)")
             self.forget(worst)
-
-    def _relieve_later(self) -> None:
-        self._due = False
-        self.relieve()
 
     def _weigh(self, holder: Holder) -> None:
         size = holder.weigh()

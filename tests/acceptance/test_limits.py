@@ -125,8 +125,8 @@ async def test_a_client_listens_to_two_frames_before_it_is_in() -> None:
 
 async def test_the_time_of_a_login_does_not_begin_anew_with_each_byte() -> None:
     server = new_server(limits=Limits(login_timeout=0.1))
+    start = time.monotonic()
     async with server, dial(server.address) as peer:
-        start = time.monotonic()
 
         async def drip() -> None:
             for index in range(len(REQUEST)):
@@ -135,7 +135,7 @@ async def test_the_time_of_a_login_does_not_begin_anew_with_each_byte() -> None:
 
         dripping = asyncio.ensure_future(drip())
         said = await peer.closed()
-        assert 0.09 < time.monotonic() - start < 2
+        assert 0.09 < time.monotonic() - start < 5  # byte by byte it would take half a minute
         dripping.cancel()
         assert said is not None and said[0] == TOO_LATE and "more than 0.1 s" in said[1]
 
@@ -307,7 +307,7 @@ async def test_of_those_who_do_not_read_the_ones_with_most_end_and_the_others_st
 
     @server.rpc
     async def big() -> bytes:
-        return bytes(MIB - 100)
+        return bytes(MIB - 4096)
 
     @server.on_client_disconnect
     async def disconnected(connection: Connection, reason: ConnectionClosed) -> None:
