@@ -11,6 +11,7 @@ import logging
 import secrets
 import ssl
 import time
+import weakref
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, NamedTuple
@@ -87,6 +88,7 @@ class Clients:
         self._away = Away(limits.max_away, limits.max_away_bytes)
         self._joining: dict[Connection, _Joining] = {}
         self._surplus: set[Connection] = set()
+        self._lingering: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._waiting: dict[Connection, asyncio.Task[None]] = {}
         self._telling: dict[Connection, asyncio.Task[None]] = {}
         self._background = Background(logger)
@@ -129,7 +131,7 @@ class Clients:
             first_id=ACCEPTING,
             address=visit.address,
         )
-        linked = len(self.connected) - len(self._away)
+        linked = len(self.connected) - len(self._away) + self._count_lingering()
         if linked + len(self._joining) >= descriptor.max_connections:
             self._surplus.add(connection)
         left = visit.since + descriptor.limits.login_timeout - time.monotonic()
@@ -144,6 +146,16 @@ class Clients:
             frozenset() if ssl_object is None else peer_names(ssl_object),
         )
         return connection
+
+    def _count_lingering(self) -> int:
+        """Count the sockets of clients that have gone and are slow to read what they were sent.
+
+        Others close within a second, and who comes again at once is not to find them in its way.
+        """
+        for connection in list(self._lingering):
+            if not connection.lingers(self):
+                self._lingering.discard(connection)
+        return sum(connection.unsent > 0 for connection in self._lingering)
 
     def _give_place(self, connection: Connection) -> None:
         reason = "too many others want to log in, and this client has said nothing yet"
@@ -354,6 +366,7 @@ class Clients:
             self._background.start(connection.finish_messages(AFTERWARDS, None))
         if self.connected.pop(connection.id, None) is not None:
             self.peers.discard(connection)
+            self._lingering.add(connection)
             logger.info("%r has gone: %s", connection, error)
             self._tell("client_disconnect", connection, connection.reason)
 

@@ -597,3 +597,8 @@ class Life(ABC, Generic[S]):
         The peer may still be reading how it ended.
         """
         return self._owner is owner and self._link is not None and self._error is not None
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the link keeps, because the peer does not take them."""
+        return self._outlet.unsent()

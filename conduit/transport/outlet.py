@@ -238,9 +238,10 @@ class Outlet:
         self._on_room()
 
     def abort(self) -> None:
-        """Close the link at once."""
+        """Close the link at once; what it keeps is gone, whenever it says that it is itself."""
         if self._link is not None:
-            self._link.abort()
+            link, self._link = self._link, _NOWHERE
+            link.abort()
 
     def forget(self) -> None:
         """Let go of the link and of the connection: both have ended."""
@@ -253,11 +254,10 @@ class Outlet:
             self.closed = error
             self.blocked = True
             self.flush()
-            if self._link is not None:
-                if abort:
-                    self._link.abort()
-                else:
-                    self._link.finish()
+            if abort:
+                self.abort()
+            elif self._link is not None:
+                self._link.finish()
 
 
 def _nothing() -> None:

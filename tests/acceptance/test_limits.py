@@ -25,6 +25,7 @@ from conduit import (
     Limits,
     ProtocolError,
     RPCTimeout,
+    Unavailable,
     User,
 )
 from tests.acceptance import raw
@@ -265,6 +266,40 @@ async def test_names_that_nobody_has_are_not_repeated_as_they_are(
             await until(lambda: "message dropped" in caplog.text)
         (dropped,) = [one for one in caplog.records if "message dropped" in one.message]
         assert dropped.message.isprintable() and len(dropped.message) < 1024
+
+
+# Connections
+
+
+async def test_who_has_gone_and_does_not_read_the_rest_has_a_socket_all_the_same() -> None:
+    server = new_server(max_connections=2)
+
+    @server.rpc
+    async def big() -> bytes:
+        return bytes(MIB - 4096)
+
+    async with neighbourhood(server), logged_in(server.address) as peer:
+        transport: Any = peer.writer.transport
+        transport.pause_reading()
+        for _ in range(7):
+            peer.request("big", {})
+        await until(lambda: any(one.unsent > MIB for one in server.connections.values()))
+        peer.write(frame(raw.CLOSE, 0, raw.pack([1000, ""])))
+        await until(lambda: len(server.connections) == 1)
+        with pytest.raises(Unavailable, match=r"max_connections"):
+            await within(new_client(server).connect())
+        transport.abort()
+        await until(lambda: not server._clients._count_lingering())
+        async with new_client(server) as another:
+            assert await within(another.rpc.call("add", [1, 2])) == 3
+
+
+async def test_who_comes_again_at_once_is_not_in_its_own_way() -> None:
+    server = new_server(max_connections=1)
+    async with server:
+        for _ in range(20):
+            async with new_client(server, reconnect_enabled=False) as client:
+                assert await within(client.rpc.call("add", [1, 2])) == 3
 
 
 # What waits for all clients together
