@@ -22,9 +22,9 @@ from .exceptions import ConnectionClosed
 from .rpc.blocking_caller import BLOCKING, BlockingCaller, StreamCall
 from .rpc.method import Example
 from .transport import limited
-from .transport.calls import DEFAULT, Default
 from .transport.connection import Connection
 from .transport.loop_thread import LoopThread
+from .transport.requests import DEFAULT, Default
 from .transport.threads import run_in_thread
 
 __all__ = ["Client", "ClientCaller", "StreamCall"]

@@ -28,9 +28,10 @@ from .rpc.interface import ASYNC
 from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.calls import DEFAULT, Default, closed_again
+from .transport.calls import closed_again
 from .transport.connection import Connection, outlast_links
 from .transport.life import Question
+from .transport.requests import DEFAULT, Default
 from .transport.settings import Settings
 
 __all__ = ["Client", "ClientCaller", "Status"]

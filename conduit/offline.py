@@ -8,9 +8,9 @@ import math
 from typing import Any
 
 from .exceptions import ConnectionClosed, RPCTimeout
-from .transport.calls import DEFAULT, Default, Headers, Params
 from .transport.connection import Connection
 from .transport.handling import HANDLING, inherit
+from .transport.requests import DEFAULT, Default, Headers, Params
 from .transport.stream import Check
 from .transport.stream_call import OpenCall
 

@@ -43,7 +43,13 @@ LAYERS = [
         "transport.tasks",
         "transport.threads",
     },
-    {"transport.loop", "transport.loop_thread", "transport.outlet", "transport.running"},
+    {
+        "transport.loop",
+        "transport.loop_thread",
+        "transport.outlet",
+        "transport.requests",
+        "transport.running",
+    },
     {"transport.calls", "transport.serving", "transport.stream", "transport.wire_log"},
     {
         "transport.messages",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, get_origin
 
 from pydantic import BaseModel
 
-from ..transport.calls import DEFAULT, Default, Headers, Params
+from ..transport.requests import DEFAULT, Default, Headers, Params
 from ..transport.serving import Response
 from ..transport.stream import Check
 from ..transport.stream_call import OpenCall, StreamCall

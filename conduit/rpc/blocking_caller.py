@@ -14,8 +14,8 @@ from typing import Any, Final, Generic, TypeVar, cast, overload
 from ..exceptions import ConduitError, ConnectionClosed
 from ..signatures import deprecation, python_signature, shown, signature
 from ..transport import stream_call
-from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.loop_thread import LoopThread
+from ..transport.requests import DEFAULT, Default, Headers, Params
 from ..transport.thread_items import in_thread, in_threads
 from .bind import Bound, WithOptions
 from .caller import Caller

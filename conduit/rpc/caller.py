@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast, overload
 from pydantic import TypeAdapter
 
 from ..exceptions import ConnectionClosed, RPCError
-from ..transport.calls import DEFAULT, Default, Headers, Params
 from ..transport.handling import HANDLING, inherit
+from ..transport.requests import DEFAULT, Default, Headers, Params
 from ..transport.serving import Response
 from ..transport.stream_call import StreamCall
 from .bind import Bound, Call, OpenStream, bound_class

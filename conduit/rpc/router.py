@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from ..exceptions import MethodNotFound
 from ..roles import Guard, Roles, role_names
-from ..transport.calls import NAME_BYTES
+from ..transport.requests import NAME_BYTES
 from ..transport.running import Handler
 from ..transport.streaming import Streaming
 from .fingerprint import fingerprint

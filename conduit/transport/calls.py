@@ -9,24 +9,19 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, Final, NoReturn, Protocol
-
-from pydantic import BaseModel
 
 from ..exceptions import (
     ConnectionClosed,
     ConnectionLost,
     Overloaded,
-    PayloadTooLarge,
     ProtocolError,
     RPCError,
     RPCTimeout,
     Unavailable,
 )
-from ..idempotency import KEY_BYTES
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
@@ -34,31 +29,16 @@ from .handling import HANDLING, inherit
 from .line import Line
 from .loop import Sweep
 from .outlet import FLUSH_FRAMES, Outlet
+from .requests import DEFAULT, Default, Headers, Params, Requests, checked_key, plain, too_large
 
 __all__ = [
-    "DEFAULT",
-    "NAME_BYTES",
     "Calls",
-    "Default",
     "Elsewhere",
-    "Headers",
     "Moved",
-    "Params",
     "closed_again",
-    "too_large",
     "unserved",
 ]
 
-
-class Default:
-    """The type of `DEFAULT`, for annotations."""
-
-    def __repr__(self) -> str:
-        return "DEFAULT"
-
-
-DEFAULT: Final = Default()
-"""The timeout that the descriptor gives."""
 
 _handling: Final = HANDLING.get
 _REQUEST: Final = word(FrameType.RPC_REQUEST, SEQUENCED)
@@ -68,19 +48,8 @@ FEW: Final = 4
 """Calls in flight up to which the first of several is written by itself."""
 LEAST_SHARE: Final = 8
 """Frames that are worth a write of their own."""
-_PREFIXES: Final = 1024
 _NOTHING_LARGE: Final[frozenset[str]] = frozenset()
 """Shared by most connections, because an empty set takes 216 bytes."""
-NAME_BYTES: Final = 256
-HEADER_BYTES: Final = 3072
-"""Bytes of headers that a request may have; they and the names fit into a frame's envelope."""
-
-Params = Mapping[str, Any] | Sequence[Any] | BaseModel | None
-
-Headers = Mapping[str, Any] | None
-"""What travels beside the parameters of a call."""
-
-
 _Table = dict[int, tuple["asyncio.Future[list[Any]]", float, str, "float | None"]]
 """Id -> what its caller waits on, the deadline, the name, and the timeout in seconds."""
 
@@ -138,6 +107,7 @@ class Calls:
         "_pending",
         "_prefixes",
         "_replies",
+        "_requests",
         "_sweep",
         "_timeout",
         "_unsent_from",
@@ -170,7 +140,8 @@ class Calls:
         self._line = Line(loop)
         self._pending: _Table = {}
         self._replies: _Table = {}
-        self._prefixes: dict[str, bytes] = {}
+        self._requests = Requests(encoder, timeout)
+        self._prefixes = self._requests.prefixes
         self._large = _NOTHING_LARGE
         self._unsent_from: float | None = None
         self.late = 0
@@ -202,7 +173,7 @@ class Calls:
             headers: What travels beside the parameters.
             key: The idempotency key.
         """
-        prefix = self._prefixes.get(method) or self._prefix(method)
+        prefix = self._prefixes.get(method) or self._requests.prefix(method)
         loop = self._loop
         suffix = b""
         handling = _handling()
@@ -213,13 +184,15 @@ class Calls:
         else:
             assert not isinstance(timeout, Default)
             seconds = timeout
-            prefix, suffix = self._with_ttl(prefix, seconds)
+            prefix, suffix = self._requests.with_ttl(prefix, seconds)
         if headers or key is not None:
-            meta = {} if key is None else {"key": _checked(key)}
-            prefix, suffix = self._with_meta(self._prefixes[method], seconds, headers, **meta)
+            meta = {} if key is None else {"key": checked_key(key)}
+            prefix, suffix = self._requests.with_meta(
+                self._prefixes[method], seconds, headers, **meta
+            )
         deadline = _NEVER if seconds is None else loop.time() + seconds
         if type(args) is not dict:
-            args = _plain(args)
+            args = plain(args)
         tail = b""
         try:
             if self._large and method in self._large:
@@ -318,16 +291,16 @@ class Calls:
         Returns:
             The id, and what will have the body of the final frame.
         """
-        prefix = self._prefixes.get(method) or self._prefix(method)
+        prefix = self._prefixes.get(method) or self._requests.prefix(method)
         deadline = math.inf if timeout is None else self._loop.time() + timeout
-        args = _plain(args)
+        args = plain(args)
         try:
             packed = self._encoder.pack(args)
         except UNSENDABLE as exc:
             raise self._encoder.explained(exc, args) from exc
         if len(packed) > self._value_max:
             raise too_large("the arguments", len(packed), self._value_max)
-        prefix, suffix = self._with_meta(prefix, timeout, headers, stream=argument)
+        prefix, suffix = self._requests.with_meta(prefix, timeout, headers, stream=argument)
         payload = prefix + packed + suffix
         if len(self._pending) >= self._limit or self._line.waiters or self._outlet.blocked:
             await self._turn(method, deadline, timeout)
@@ -374,46 +347,6 @@ class Calls:
         if handling is not None:
             seconds = inherit(handling, seconds)
         return seconds, math.inf if seconds is None else self._loop.time() + seconds
-
-    def _prefix(self, method: str) -> bytes:
-        if not isinstance(method, str) or not 0 < len(method.encode()) <= NAME_BYTES:
-            raise ValueError(
-                f"a method name is text of 1 to {NAME_BYTES} bytes, not {method!r:.80}"
-            )
-        if len(self._prefixes) >= _PREFIXES:
-            self._prefixes.clear()
-        prefix = self._prefixes[method] = b"\x92" + self._encoder.pack(method)
-        return prefix
-
-    def _with_ttl(self, prefix: bytes, seconds: float | None) -> tuple[bytes, bytes]:
-        """Say how much time the call has, where it is not what was agreed at login.
-
-        Returns:
-            What stands before the parameters, and what stands behind them.
-        """
-        if seconds == self._timeout:
-            return prefix, b""
-        return b"\x93" + prefix[1:], b"\x81\xa3ttl" + self._encoder.pack(_ttl(seconds))
-
-    def _with_meta(
-        self, prefix: bytes, seconds: float | None, headers: Headers, **meta: Any
-    ) -> tuple[bytes, bytes]:
-        """The same with headers, and with whatever else there is to say."""
-        if headers:
-            if not all(isinstance(key, str) for key in headers):
-                raise TypeError("the names of headers must be text")
-            meta["headers"] = dict(headers)
-            try:
-                size = len(self._encoder.pack(meta["headers"]))
-            except UNSENDABLE as exc:
-                raise self._encoder.explained(exc, {"headers": headers}) from exc
-            if size > HEADER_BYTES:
-                raise PayloadTooLarge(
-                    f"the headers take {size} bytes, and {HEADER_BYTES} are the most"
-                )
-        if seconds != self._timeout:
-            meta["ttl"] = _ttl(seconds)
-        return b"\x93" + prefix[1:], self._encoder.pack(meta)
 
     async def _turn(self, method: str, deadline: float, seconds: float | None) -> None:
         """Wait in line until the peer grants a slot and there is room to send."""
@@ -584,40 +517,8 @@ def unserved(error: Unavailable | ConnectionLost) -> bool:
     return error.details.get("executed") is False
 
 
-def _plain(args: Any) -> dict[str, Any] | list[Any] | tuple[Any, ...]:
-    """Return parameters as a map or an array."""
-    if args is None:
-        return {}
-    if isinstance(args, (dict, list, tuple)):
-        return args
-    if isinstance(args, BaseModel):
-        return args.model_dump(by_alias=True)
-    if isinstance(args, Mapping):
-        return dict(args)
-    raise TypeError(
-        f"args must be a mapping, a list, a tuple or a model, not {type(args).__name__}; "
-        "data(a=1) makes one"
-    )
-
-
-def _checked(key: str) -> str:
-    if not isinstance(key, str) or not 0 < len(key.encode()) <= KEY_BYTES:
-        raise ValueError(f"an idempotency key is text of 1 to {KEY_BYTES} bytes, not {key!r:.80}")
-    return key
-
-
-def _ttl(seconds: float | None) -> int:
-    return 0 if seconds is None else max(1, round(seconds * 1000))
-
-
 def _bad_body(text: str) -> ProtocolError:
     return ProtocolError(text, close_code=CloseCode.BAD_PAYLOAD)
-
-
-def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"{what} take {size} bytes and the peer accepts {limit}; raise its Limits.max_payload"
-    )
 
 
 def closed_again(error: ConnectionClosed) -> ConnectionClosed:

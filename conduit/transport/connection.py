@@ -29,10 +29,11 @@ from ..protocol.frames import COMPRESSED, REPLY, CloseCode, FrameType, Payload
 from ..protocol.payload import COMPRESS_MOST, inflate
 from ..protocol.session import Session
 from ..rpc.caller import Caller, convert
-from .calls import DEFAULT, Default, Elsewhere, Headers, Moved, Params, closed_again
+from .calls import Elsewhere, Moved, closed_again
 from .life import KERNEL_PATIENCE, Life, Owner, Question, S
 from .loop import Shared
 from .pings import Pings
+from .requests import DEFAULT, Default, Headers, Params
 from .serving import Routes
 from .settings import Settings
 from .stream import Check

@@ -31,19 +31,11 @@ from ..exceptions import (
 from ..protocol.events import Capabilities
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import UNSENDABLE, Encoder, decode, read_credit
-from .calls import (
-    DEFAULT,
-    NAME_BYTES,
-    Calls,
-    Default,
-    Moved,
-    closed_again,
-    too_large,
-    unserved,
-)
+from .calls import Calls, Moved, closed_again, unserved
 from .handling import HANDLING
 from .line import Line
 from .outlet import Outlet
+from .requests import DEFAULT, NAME_BYTES, Default, too_large
 from .running import Handler, as_rpc_error, why_stopped
 from .serving import Routes, Serving
 from .tasks import Suspended

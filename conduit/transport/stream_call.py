@@ -9,7 +9,8 @@ from operator import length_hint
 from typing import Any, Generic, TypeVar
 
 from ..exceptions import RPCTimeout
-from .calls import Calls, Params
+from .calls import Calls
+from .requests import Params
 from .stream import Receiver, Sender, close_source
 
 __all__ = ["OpenCall", "StreamCall", "without_iterator"]

@@ -16,8 +16,9 @@ from ..exceptions import ConnectionClosed, ConnectionLost, InvalidParams, Protoc
 from ..protocol.events import Peer
 from ..protocol.frames import CloseCode, FrameType, Payload
 from ..protocol.payload import Encoder, decode, read_credit
-from .calls import Calls, Headers, Params
+from .calls import Calls
 from .outlet import Outlet
+from .requests import Headers, Params
 from .running import Handler
 from .serving import Serving
 from .stream import Check, Explain, Receiver, Sender

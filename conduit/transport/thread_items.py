@@ -11,7 +11,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from .calls import Params
+from .requests import Params
 
 __all__ = ["in_thread", "in_threads"]
 

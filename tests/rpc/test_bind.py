@@ -15,7 +15,7 @@ from conduit.exceptions import ConnectionClosed, InvalidParams
 from conduit.rpc.caller import Caller
 from conduit.rpc.implementation import implemented
 from conduit.rpc.router import Router
-from conduit.transport.calls import DEFAULT
+from conduit.transport.requests import DEFAULT
 from conduit.transport.stream_call import OpenCall
 
 T_co = TypeVar("T_co", covariant=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from conduit.exceptions import ConnectionClosed
 from conduit.rpc.caller import Caller, convert, data
-from conduit.transport.calls import DEFAULT
+from conduit.transport.requests import DEFAULT
 from conduit.transport.serving import Response
 from conduit.transport.stream_call import OpenCall
 

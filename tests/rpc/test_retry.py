@@ -29,7 +29,7 @@ from conduit.exceptions import (
 )
 from conduit.rpc.caller import Caller
 from conduit.rpc.retry import Attempts, Budget
-from conduit.transport.calls import DEFAULT
+from conduit.transport.requests import DEFAULT
 from tests.transport.pair import until, within
 
 NOT_RUN = {"executed": False}

@@ -17,8 +17,8 @@ from contextlib import aclosing
 from typing import Any
 
 from conduit.exceptions import ConnectionClosed, InternalError, Overloaded, RPCTimeout
-from conduit.transport.calls import DEFAULT, Default
 from conduit.transport.loop import Shared
+from conduit.transport.requests import DEFAULT, Default
 from conduit.transport.stream_call import StreamCall
 from conduit.transport.streaming import Stream
 from conduit.transport.threads import ThreadFuture

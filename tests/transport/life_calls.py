@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 from conduit.exceptions import RPCError
-from conduit.transport.calls import DEFAULT, Default
+from conduit.transport.requests import DEFAULT, Default
 from tests.transport.pair import Side
 
 Kind = Literal[

@@ -33,9 +33,9 @@ from hypothesis.stateful import (
 )
 
 from conduit.protocol.frames import HEADER, PRIORITY, FrameType, word
-from conduit.transport.calls import DEFAULT
 from conduit.transport.loop import Shared
 from conduit.transport.messages import encode_message
+from conduit.transport.requests import DEFAULT
 from tests.transport.clock import MODULES
 from tests.transport.life import World
 from tests.transport.life_calls import MESSAGES, METHODS, STREAMS, Spec
