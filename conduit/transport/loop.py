@@ -26,6 +26,10 @@ HELD = 0.25
 """Seconds by which a timer must be late for the loop to have been held."""
 STALL = 1.0
 """Seconds by which a timer must be late, at the most, for the loop to count as stalled."""
+AT_ONCE = 100
+"""Connections that are looked after at a time. To ping each of them takes a few milliseconds, which
+is as long as those who have something to do should wait for it.
+"""
 
 
 def milliseconds() -> int:
@@ -56,7 +60,7 @@ class Shared:
             do.
         encoder: Packs values.
         handling: The handlers that run.
-        members: The connections whose links are up.
+        members: The connections whose links are up, in the order in which they came.
         starter: Starts handlers.
     """
 
@@ -66,10 +70,13 @@ class Shared:
         "_beat_timer",
         "_due",
         "_held",
+        "_judge",
         "_loop",
+        "_pause",
         "_period",
         "_spare",
         "_unacknowledged",
+        "_unseen",
         "encoder",
         "handling",
         "members",
@@ -79,10 +86,12 @@ class Shared:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.members: set[Member] = set()
+        self.members: dict[Member, None] = {}
+        self._unseen: list[Member] = []
+        self._judge = True
         self._unacknowledged: list[Acknowledging] = []
         self._beat_timer: asyncio.TimerHandle | None = None
-        self._period = 0.0
+        self._period = self._pause = 0.0
         self._due = 0.0
         self._held = (-math.inf, 0.0)
         self._spare: memoryview | None = None
@@ -103,40 +112,55 @@ class Shared:
 
     def join(self, member: Member) -> None:
         """Count a connection in: its heartbeat is watched from now on."""
-        self.members.add(member)
+        self.members[member] = None
         self.starter.keep()
         # A quarter of the interval is how late a ping may be.
         period = member.interval / 4
         if self._beat_timer is None or period < self._period:
             self._period = period
+            self._unseen.clear()  # or the new one would have to wait for all of them
             if self._beat_timer is not None:
                 self._beat_timer.cancel()
-            self._arm()
+            self._arm(self._loop.time() + period)
 
     def leave(self, member: Member) -> None:
         """Count a connection out; with the last one the timer and the spare Task go."""
-        self.members.discard(member)
+        self.members.pop(member, None)
         if not self.members:
             if self._beat_timer is not None:
                 self._beat_timer.cancel()
                 self._beat_timer = None
+            self._unseen.clear()
             self.starter.release()
             self._spare = None
 
-    def _arm(self) -> None:
-        self._due = self._loop.time() + self._period
-        self._beat_timer = self._loop.call_at(self._due, self._beat)
+    def _arm(self, due: float) -> None:
+        self._due = due
+        self._beat_timer = self._loop.call_at(due, self._beat)
 
     def _beat(self) -> None:
+        """Look after the connections, some at a time, and after each of them once in a period."""
         now = self._loop.time()
+        if not self._unseen:
+            self._unseen, self._judge = list(reversed(self.members)), True
+            self._pause = self._period / math.ceil(len(self._unseen) / AT_ONCE)
         # After a stall the peers' bytes may still be unread in the sockets, so nobody is judged.
         late = now - self._due
-        judge = late < min(self._period, STALL)
+        if late >= min(self._period, STALL):
+            self._judge = False
         if late >= HELD:
             self._held = now, late
-        self._arm()
-        for member in tuple(self.members):
-            member.beat(now, judge=judge)
+        # A loop that is late takes more of them, or each round would last the longer.
+        turns = 1 + int(max(late, 0.0) / self._pause)
+        some = self._unseen[-turns * AT_ONCE :]
+        del self._unseen[-turns * AT_ONCE :]
+        if self._unseen:
+            self._arm(self._due + turns * self._pause)
+        else:
+            self._arm(now + math.ceil(len(some) / AT_ONCE) * self._pause)
+        for member in some:
+            if member in self.members:
+                member.beat(now, judge=self._judge)
 
     def account(self, seconds: float) -> str:
         """Say what the loop itself has done in the last seconds, for a peer that counts as dead."""

@@ -6,8 +6,9 @@ import asyncio
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,6 +30,7 @@ class Clockwork:
 
     def __init__(self) -> None:
         self.now = 100.0
+        self.turns = 0
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
 
@@ -54,6 +56,7 @@ class Clockwork:
             when, _, timer = heapq.heappop(self._timers)
             if not timer.cancelled:
                 self.now = max(self.now, when + late)
+                self.turns += 1
                 timer.run()
         self.now = end
 
@@ -111,6 +114,92 @@ def test_after_a_stall_nobody_is_judged() -> None:
     loop.advance(10, late=3)
     loop.advance(6)
     assert [judge for _, judge in member.beats] == [True, False, True]
+
+
+class Counted(Member):
+    """A connection that knows how many others were looked after in the same turn."""
+
+    at_once: ClassVar[Counter[int]] = Counter()
+
+    def __init__(self, loop: Clockwork) -> None:
+        super().__init__()
+        self.loop = loop
+
+    def beat(self, now: float, *, judge: bool) -> None:
+        super().beat(now, judge=judge)
+        self.at_once[self.loop.turns] += 1
+
+    def pauses(self) -> list[float]:
+        """Return the time between one look and the next."""
+        times = [when for when, _ in self.beats]
+        return [round(later - earlier, 6) for earlier, later in itertools.pairwise(times)]
+
+
+def joined(loop: Clockwork, shared: Shared, count: int) -> list[Counted]:
+    Counted.at_once.clear()
+    members = [Counted(loop) for _ in range(count)]
+    for member in members:
+        shared.join(member)
+    return members
+
+
+def test_thousands_are_looked_after_some_at_a_time_over_the_whole_period() -> None:
+    loop = Clockwork()
+    shared = shared_of(loop)
+    members = joined(loop, shared, 2345)
+    loop.advance(21)
+    assert max(Counted.at_once.values()) <= 100
+    assert {len(member.beats) for member in members} == {3, 4}
+    assert {pause for member in members for pause in member.pauses()} == {5.0}
+    assert all(judge for member in members for _, judge in member.beats)
+    for member in members:
+        shared.leave(member)
+    assert loop.armed() == []
+
+
+def test_a_loop_that_is_busy_looks_after_thousands_no_later() -> None:
+    loop = Clockwork()
+    shared = shared_of(loop)
+    members = joined(loop, shared, 10_000)
+    loop.advance(30, late=0.2)
+    assert max(pause for member in members for pause in member.pauses()) < 5.5
+
+
+def test_one_who_leaves_or_comes_changes_nothing_for_thousands() -> None:
+    loop = Clockwork()
+    shared = shared_of(loop)
+    members = joined(loop, shared, 2345)
+    loop.advance(12)
+    for member in members[:45]:
+        shared.leave(member)
+    for member in [Counted(loop) for _ in range(45)]:
+        shared.join(member)
+    loop.advance(10)
+    stayed = [pause for member in members[45:] for pause in member.pauses()]
+    assert 4.5 < min(stayed) and max(stayed) == 5.0
+    assert all(len(member.beats) <= 2 for member in members[:45])
+
+
+def test_a_shorter_interval_does_not_wait_for_thousands() -> None:
+    loop = Clockwork()
+    shared = shared_of(loop)
+    joined(loop, shared, 2345)
+    loop.advance(6)
+    quick = Member(2.0)
+    shared.join(quick)
+    loop.advance(1.1)
+    assert len(quick.beats) == 1
+
+
+def test_after_a_stall_none_of_thousands_is_judged() -> None:
+    """All of them are looked after at once then, as those who are late."""
+    loop = Clockwork()
+    shared = shared_of(loop)
+    members = joined(loop, shared, 2345)
+    loop.advance(9.99)
+    loop.now += 8  # a stall
+    loop.advance(9.9)
+    assert all([judge for _, judge in member.beats] == [True, False, True] for member in members)
 
 
 def test_with_the_last_connection_the_timer_goes() -> None:
