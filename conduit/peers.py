@@ -14,21 +14,22 @@ class Peers:
     """The connections of a server by identity, each in the order in which they came."""
 
     def __init__(self) -> None:
-        self._connected: dict[str, list[Connection]] = {}
+        # Any number may share an identity, so those who leave are not to be searched for.
+        self._connected: dict[str, dict[Connection, None]] = {}
         self._wanted: dict[str, set[asyncio.Future[None]]] = {}
 
     def add(self, connection: Connection) -> None:
         """Count a connection in, and tell whoever waits for its identity."""
-        self._connected.setdefault(connection.identity, []).append(connection)
+        self._connected.setdefault(connection.identity, {})[connection] = None
         for waiter in self._wanted.pop(connection.identity, ()):
             if not waiter.done():
                 waiter.set_result(None)
 
     def discard(self, connection: Connection) -> None:
         """Count a connection out."""
-        same = self._connected.get(connection.identity, [])
-        if connection in same:
-            same.remove(connection)
+        same = self._connected.get(connection.identity)
+        if same is not None and connection in same:
+            del same[connection]
             if not same:
                 del self._connected[connection.identity]
 
