@@ -274,6 +274,9 @@ class Client:
             self._end()
             if disconnected and isinstance(exc, asyncio.CancelledError):
                 raise ConnectionClosed("disconnected while connecting") from None
+            if self._connection is not None:  # cancelled when it was done, and not woken up yet
+                self._announced = True  # nobody has been told of it
+                await self.disconnect()
             raise
         self._attempt = None
         try:
@@ -352,6 +355,9 @@ class Client:
     def _give_up(self, connection: Connection) -> None:
         if connection is self._connection:
             self._use(None)
+            if self.status is Status.READY:  # and nobody has been told of it
+                connecting = self._attempt is not None
+                self._offline.become(Status.CONNECTING if connecting else Status.RECONNECTING)
 
     def _use(self, connection: Connection | None) -> None:
         """Call through this connection from now on, or through none."""
@@ -424,7 +430,8 @@ class Client:
 
     def away(self, connection: Connection, reason: ConnectionClosed) -> None:
         """Connect again: the link is lost, and the session is not."""
-        self._connect_again(reason, lost=False)
+        if connection is self._connection:  # not one that `disconnect` is about to close
+            self._connect_again(reason, lost=False)
 
     def returned(self, connection: Connection) -> None:
         """Do nothing: who has connected again knows it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import random
 import socket
@@ -571,6 +572,54 @@ async def test_connect_may_be_cancelled_at_every_turn() -> None:
         gc.collect()
         known = [one for one in gc.get_objects() if isinstance(one, Connection)]
         assert [one for one in known if not one.closed] == []  # nobody looks after it any more
+
+
+async def test_a_link_that_is_lost_while_the_client_disconnects_is_not_made_again() -> None:
+    async with new_server(resume_ttl=0.1) as server, raw.Relay(server.address) as relay:
+        for turns in range(8):
+            client = new_client(relay.address, reconnect_delay=0.001)
+            back = asyncio.Event()
+            client.on_resume(lambda client, back=back: back.set())
+            await client.connect()
+            relay.cut()
+            await within(back.wait())  # from now on it has connected again once
+            relay.cut()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await client.disconnect()
+            assert client.status is Status.CLOSED, turns
+            await until(lambda: not server.connections)
+
+
+def is_ready(client: Client) -> bool:
+    return client.status is Status.READY
+
+
+async def test_connect_that_is_cancelled_when_it_is_done_leaves_no_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[str] = []
+    async with new_server() as server:
+        for turns in range(5):
+            client = new_client(server)
+
+            @client.on_disconnect
+            async def gone(client: Client, reason: object) -> None:
+                told.append("gone")
+
+            connecting = asyncio.ensure_future(client.connect())
+            while not is_ready(client):  # noqa: ASYNC110  # `until` may be late
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            if await outcome(connecting) is None:
+                await client.disconnect()
+                told.remove("gone")
+            assert client.status is Status.CLOSED
+            await until(lambda: not server.connections)
+    assert told == []
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_success_that_comes_after_connect_has_given_up_changes_nothing() -> None:
