@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 
 from tests.acceptance.raw import reset
 
@@ -147,7 +148,9 @@ class _Pump:
         """Tell the receiver that nothing more will come; what comes is thrown away."""
         if not self.ended:
             self.ended = True
-            self.writer.write_eof()
+            # It may have been reset a moment ago; uvloop says so by a RuntimeError.
+            with contextlib.suppress(OSError, RuntimeError):
+                self.writer.write_eof()
 
     async def read(self) -> None:
         """Take everything from the sender up to the end."""
@@ -250,15 +253,22 @@ class ChaosProxy:
         self.accepted = 0
         self.cuts = 0
         self._server: asyncio.AbstractServer | None = None
+        self._held: socket.socket
         self._joints: list[_Joint] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> ChaosProxy:
+        # Bound and not listening, it keeps the port while nobody listens, so that nobody takes it.
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(self.address)
+        self.port = self._held.getsockname()[1]
         await self.admit()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         self.refuse()
+        self._held.close()
         for task in self._tasks:
             task.cancel()
         ended = await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -283,7 +293,6 @@ class ChaosProxy:
         """Listen, again at the same port."""
         if self._server is None:
             self._server = await asyncio.start_server(self._accepted, *self.address)
-            self.port = self._server.sockets[0].getsockname()[1]
 
     def refuse(self) -> None:
         """Stop listening, so that whoever connects is refused; what is connected stays so."""
@@ -321,7 +330,13 @@ class ChaosProxy:
         joint = _Joint(writer)
         self._joints.append(joint)
         joint.task = asyncio.ensure_future(self._join(joint, reader, writer))
-        self._tasks.append(joint.task)
+        self._tasks.add(joint.task)
+        joint.task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Forget a connection; one that has failed fails the test in the end."""
+        if task.cancelled() or task.exception() is None:
+            self._tasks.discard(task)
 
     async def _join(
         self, joint: _Joint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
