@@ -2,6 +2,7 @@
 
 CONDUIT_TEST_LOOP=asyncio (the default) or uvloop chooses the loop of every asynchronous test.
 CONDUIT_TEST_LONG=1 has the tests marked `long` try a hundred times as much; `make long` runs them.
+CONDUIT_TEST_CHAOS=1 chooses what is between the two for those that `make chaos` runs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ LOOP = os.environ.get("CONDUIT_TEST_LOOP") or "asyncio"
 LOOPS = ("asyncio", "uvloop")
 PEERS = Path(__file__).resolve().parent / "peers"
 LONG = bool(os.environ.get("CONDUIT_TEST_LONG"))
+CHAOS = bool(os.environ.get("CONDUIT_TEST_CHAOS"))
 EXAMPLES = 200_000 if LONG else 2_000
 """How many examples Hypothesis tries in the tests marked `long`."""
 
 # A busy machine is no failure: what may hang has the timeout of the whole test.
 hypothesis.settings.register_profile("conduit", deadline=None)
 hypothesis.settings.load_profile("conduit")
+
+
+def tell(text: str) -> None:
+    """Print what a longer form has found, which is what it is run for."""
+    if LONG or CHAOS:
+        print(f"\n{text}")  # noqa: T201
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import random
 import signal
 import time
@@ -32,11 +31,9 @@ from tests.acceptance.support import (
     within,
 )
 from tests.chaos_proxy import ChaosProxy
-from tests.conftest import LONG
+from tests.conftest import CHAOS, LONG, tell
 
 SERVER = Path(__file__).parent / "chaos_server.py"
-CHAOS = bool(os.environ.get("CONDUIT_TEST_CHAOS"))
-"""`make chaos`: between what every run of the tests does and the long form."""
 FAULTS, KILLS, STORM = (5_000, 500, 8_000) if LONG else (100, 5, 500) if CHAOS else (40, 2, 100)
 """Faults of each of two tests, over TCP and TLS; kills of each side; clients that come back."""
 SEED = random.randrange(2**32) if LONG or CHAOS else 7
@@ -233,12 +230,6 @@ class Weather:
 async def until_ready(client: Client) -> None:
     while client.status is not Status.READY:  # noqa: ASYNC110  # no event tells of it
         await asyncio.sleep(0.001)
-
-
-def tell(text: str) -> None:
-    """Print what a longer form has found, which is what it is run for."""
-    if LONG or CHAOS:
-        print(f"\n{text}")  # noqa: T201
 
 
 @pytest.mark.long
