@@ -64,7 +64,7 @@ fuzz-keep: ## renew the corpus that the tests replay from what the last runs fou
 
 long: ## the long forms of some tests: 200,000 examples, 10,000 replays, 20,000 logins
 	@$(ENVIRONMENT) dev
-	CONDUIT_TEST_LONG=1 $(VENV)/bin/python -m pytest -q -s --timeout 0 -m long
+	CONDUIT_TEST_LONG=1 $(VENV)/bin/python -m pytest -q -s --timeout 0 -o faulthandler_timeout=0 -m long
 
 bench: ## measure conduit beside its peers; QUICK=1 in two minutes, ONLY= and WORKLOADS= choose
 	@$$(sh tools/find_python.sh 3.11 || sh tools/find_python.sh) benchmarks/run.py
