@@ -599,7 +599,21 @@ def test_a_value_whose_parts_could_be_sent_is_too_deep_itself() -> None:
     assert str(explained({"b": [deeper]})).startswith("b.0: cannot send a value that contains")
 
 
-# Large bytes that have not come yet
+# Large bytes that are read to a place of their own
+
+
+@pytest.mark.parametrize("others", [0, 300, 5000])
+def test_large_bytes_are_given_as_the_object_that_they_are(others: int) -> None:
+    """However much there is beside them, and once."""
+    large = bytes(LARGE)
+    beside = pack("x" * others)
+    value = decode(Parted(b"\x92" + beside + PLACEHOLDER, large))
+    assert value == ["x" * others, large]
+    assert value[1] is large
+    for parts in (PLACEHOLDER + PLACEHOLDER, b"\xc7\x01\x00x" + PLACEHOLDER):
+        with pytest.raises(ProtocolError):
+            decode(Parted(b"\x93" + beside + parts, large))
+
 
 
 @pytest.mark.parametrize("there", [45, 46, 1000, 2 * LARGE])
