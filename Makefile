@@ -13,7 +13,7 @@ export QUICK ONLY WORKLOADS
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check format matrix coverage coverage-report fuzz fuzz-keep long bench bench-page
-.PHONY: guard model simulate chaos peers clean
+.PHONY: guard model simulate chaos peers mutate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -94,7 +94,11 @@ peers: ## PostgreSQL, HAProxy, openssl and bash as peers; pip fetches the first 
 	@$(ENVIRONMENT) dev
 	@$(VENV)/bin/python tools/peers.py $(if $(IF_POSSIBLE),--if-possible)
 
+mutate: ## change SCRAM, frames, payload and session: the tests must notice 90 %; ONLY= chooses
+	@$(or $(PYTHON),false) tools/environment.py .venvs/mutate mutate
+	@.venvs/mutate/bin/python tools/mutate.py $(if $(ONLY),--only $(ONLY))
+
 clean: ## remove everything that was installed, built or measured
-	rm -rf $(VENV) .venvs .matrix .fuzz .coverage .coverage.* .hypothesis build dist
+	rm -rf $(VENV) .venvs .matrix .fuzz .mutate .coverage .coverage.* .hypothesis build dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

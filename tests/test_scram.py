@@ -429,6 +429,7 @@ def test_login(client_options, server_options, header):
 @pytest.mark.parametrize(
     ("user", "escaped"),
     [
+        ("a", "a"),
         ("anna", "anna"),
         ("a,b=c", "a=2Cb=3Dc"),
         ("=2C", "=3D2C"),
@@ -827,6 +828,12 @@ def test_a_mock_user_has_a_stable_salt():
 def test_a_mock_user_keeps_the_salt_when_the_library_is_renewed():
     """Who does not exist would be told apart by a salt that changes."""
     assert mock_challenge("nobody").split(",")[1] == "s=7gDDIdeyXMIS+rgExqKtBw=="
+
+
+@pytest.mark.parametrize("mock", [{}, {"mock_iterations": 600_000, "mock_salt_bytes": 24}])
+def test_a_mock_token_is_asked_for_what_a_token_is(mock):
+    _, salt, iterations = mock_challenge("cnd_nobody", **mock).split(",")
+    assert (len(base64.b64decode(salt[2:])), iterations) == (16, "i=4096")
 
 
 def test_a_mock_user_looks_like_a_real_one():

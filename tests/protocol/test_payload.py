@@ -182,6 +182,22 @@ def test_bytes_behind_the_value_are_refused(size: int) -> None:
         with pytest.raises(ProtocolError) as caught:
             decode(payload + b"\xc0")
         assert caught.value.close_code == 4400
+        assert size == 2 or "1 bytes behind the end" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [
+        (b"\xc1", "payload of 1 bytes is not MessagePack: FormatError"),
+        (b"\x92\x81\x01\xc0\xc1", "payload of 5 bytes is not MessagePack: FormatError"),
+        (b"\xc7\0\x05", "extension type 5 is not part of the protocol"),
+        (b"\x82\x01\xc0\x90\x01", "the keys of maps must be text or numbers, not a list"),
+        (b"\x82\x01\xc0\x80\x01", "the keys of maps must be text or numbers, not a dict"),
+    ],
+)
+def test_the_error_says_what_is_wrong(payload: bytes, error: str) -> None:
+    with pytest.raises((ProtocolError, InvalidParams), match=error):
+        decode(payload)
 
 
 @pytest.mark.parametrize("size", [2, 300, 5000, LARGE])
@@ -281,11 +297,23 @@ def test_100_000_elements_are_accepted() -> None:
     assert len(decode(pack(list(range(65_536))))) == 65_536
 
 
-def test_a_large_value_is_not_copied_to_be_checked() -> None:
-    """Bytes at the end of a payload are the usual large value; reading them takes one copy."""
-    payload = pack({"name": "file", "data": bytes(8 * LARGE)})
+@pytest.mark.parametrize(
+    "value",
+    [
+        bytes(8 * LARGE),
+        {"data": bytes(8 * LARGE)},
+        {"name": "file", "data": bytes(8 * LARGE)},
+        [bytes(8 * LARGE)],
+        ["file", bytes(8 * LARGE)],
+        [*range(10), bytes(8 * LARGE), 2**40],
+    ],
+)
+def test_a_large_value_is_not_copied_to_be_checked(value: Any) -> None:
+    """However few others are beside it: reading it takes one copy."""
+    payload = pack(value)
     with bounded(len(payload) + 10_000):
-        assert len(decode(payload)["data"]) == 8 * LARGE
+        found = decode(payload)
+    assert found == value
 
 
 @pytest.mark.parametrize(
@@ -599,7 +627,20 @@ def test_a_value_whose_parts_could_be_sent_is_too_deep_itself() -> None:
     assert str(explained({"b": [deeper]})).startswith("b.0: cannot send a value that contains")
 
 
-# Large bytes that have not come yet
+# Large bytes that are read to a place of their own
+
+
+@pytest.mark.parametrize("others", [0, 300, 5000])
+def test_large_bytes_are_given_as_the_object_that_they_are(others: int) -> None:
+    """However much there is beside them, and once."""
+    large = bytes(LARGE)
+    beside = pack("x" * others)
+    value = decode(Parted(b"\x92" + beside + PLACEHOLDER, large))
+    assert value == ["x" * others, large]
+    assert value[1] is large
+    for parts in (PLACEHOLDER + PLACEHOLDER, b"\xc7\x01\x00x" + PLACEHOLDER):
+        with pytest.raises(ProtocolError):
+            decode(Parted(b"\x93" + beside + parts, large))
 
 
 @pytest.mark.parametrize("there", [45, 46, 1000, 2 * LARGE])
@@ -685,7 +726,7 @@ def test_a_bomb_costs_no_more_than_its_limit() -> None:
     ],
 )
 def test_what_is_not_one_whole_stream_is_refused(packed: bytes) -> None:
-    with pytest.raises(ProtocolError) as caught:
+    with pytest.raises(ProtocolError, match=f"payload of {len(packed)} bytes is ") as caught:
         inflate(packed, 1000)
     assert caught.value.close_code == 4400
 

@@ -236,9 +236,9 @@ def test_an_ack_that_is_lower_or_repeated_is_ignored(server: CNDT) -> None:
     assert server.state is State.OPEN
 
 
-@pytest.mark.parametrize("number", [5, 6, 2**32, 2**64 - 1])
-def test_an_ack_of_more_than_was_sent_is_an_error(server: CNDT, number: int) -> None:
-    sent_by(server, 4)
+@pytest.mark.parametrize(("sent", "number"), [(0, 1), (4, 5), (4, 6), (4, 2**32), (4, 2**64 - 1)])
+def test_an_ack_of_more_than_was_sent_is_an_error(server: CNDT, sent: int, number: int) -> None:
+    sent_by(server, sent)
     assert broken_code(feed(server, frame(ACK, id=number))) == 1002
     assert said(server) == [(CLOSE, 0)]
 
@@ -371,6 +371,24 @@ def test_what_a_peer_does_not_serve_is_kept_also_when_it_acknowledges_it_in_one_
     assert client.session.outbox_bytes > 0
     client.session.release()
     assert (kept(client), client.session.outbox_bytes) == ([], 0)
+
+
+def test_what_is_not_served_is_told_frame_by_frame_however_it_was_written() -> None:
+    """Frames of all sizes in one write, and one whose large end is a piece of its own."""
+    client = Pair().log_in().client.peer
+    request = word(FrameType.RPC_REQUEST, SEQUENCED)
+    large = b"large" * 20_000
+    client.send(MESSAGE_WORD, 0, b"served")
+    client.send(request, 1, b"one")
+    client.send_split(request, 3, b"head", large, b"end")
+    client.send(MESSAGE_WORD, 0, b"")
+    written(client)
+    feed(client, frame(GOAWAY, 0, 0, pack([1001, "", 0, 1])))
+    assert list(client.session.unserved()) == [
+        (request, 1, b"one"),
+        (request, 3, b"head" + large + b"end"),
+        (MESSAGE_WORD, 0, b""),
+    ]
 
 
 def test_all_is_served_that_was_sent_before_the_goodbye_came() -> None:
