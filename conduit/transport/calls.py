@@ -84,6 +84,7 @@ class Calls:
         loop: The event loop.
         outlet: Where frames go.
         encoder: Packs arguments.
+        requests: Writes what a request says beside them.
         sweep: Watches the deadlines; `expire` is what it calls.
         first_id: 1 on the connecting side and 2 on the accepting one.
         timeout: Seconds that a call has by default, or None.
@@ -121,6 +122,7 @@ class Calls:
         loop: asyncio.AbstractEventLoop,
         outlet: Outlet,
         encoder: Encoder,
+        requests: Requests,
         sweep: Sweep,
         *,
         first_id: int,
@@ -140,8 +142,8 @@ class Calls:
         self._line = Line(loop)
         self._pending: _Table = {}
         self._replies: _Table = {}
-        self._requests = Requests(encoder, timeout)
-        self._prefixes = self._requests.prefixes
+        self._requests = requests
+        self._prefixes = requests.prefixes
         self._large = _NOTHING_LARGE
         self._unsent_from: float | None = None
         self.late = 0

@@ -145,7 +145,7 @@ class Inlet:
     def acknowledge(self) -> None:
         """Tell the peer what has arrived, if no other ACK did so in the meantime."""
         self._unacknowledged = False
-        self._outlet.on_growth()
+        self._outlet.head.grown()
         protocol = self._protocol
         if protocol.session.reported != protocol.session.received and protocol.state is State.OPEN:
             protocol.acknowledge()

@@ -147,14 +147,14 @@ class Life(ABC, Generic[S]):
             loop,
             self._protocol,
             outbox_bytes=settings.outbox_bytes,
-            on_room=self._room,
-            on_growth=self._grown,
+            head=self,
         )
         self._sweep = Sweep(loop, self._expire)
         self._calls = Calls(
             loop,
             self._outlet,
             shared.encoder,
+            shared.requests(settings.timeout),
             self._sweep,
             first_id=first_id,
             timeout=settings.timeout,
@@ -426,14 +426,16 @@ class Life(ABC, Generic[S]):
 
     # Time and room.
 
-    def _room(self) -> None:
+    def room(self) -> None:
+        """Let those go on who wait: what is sent finds room again."""
         self._serving.room()
         self._calls.room()
         self._messages.room()
         if self._streams is not None:
             self._streams.room()
 
-    def _grown(self) -> None:
+    def grown(self) -> None:
+        """Count what waits here: it has become more, or may have."""
         self._buffers.count(self)
 
     def swollen(self) -> None:
@@ -478,7 +480,7 @@ class Life(ABC, Generic[S]):
         """Look after the connection, several times in each heartbeat interval."""
         if not self._opened or self._error is not None:
             return
-        self._grown()
+        self.grown()
         if self._pulse.drips(now, *self._protocol.unfinished, judge=judge):
             text = (
                 f"a frame took more than {FRAME_TIME:g} s, at less than {FRAME_RATE} bytes a second"
@@ -547,7 +549,7 @@ class Life(ABC, Generic[S]):
         self._calls.fail(error)
         if self._pings is not None:
             self._pings.fail(error)
-        self._grown()
+        self.grown()
         self._owner.ended(self, cause or error)
         if self._link is None:
             self._over()

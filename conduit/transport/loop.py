@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 
 from ..protocol.payload import Encoder
 from .handling import Handling
+from .requests import Requests
 from .tasks import Starter
 
 __all__ = ["ACK_DELAY", "Shared", "Sweep", "milliseconds"]
@@ -74,6 +75,7 @@ class Shared:
         "_loop",
         "_pause",
         "_period",
+        "_requests",
         "_spare",
         "_unacknowledged",
         "_unseen",
@@ -97,6 +99,7 @@ class Shared:
         self._spare: memoryview | None = None
         self.slab = memoryview(bytearray(SLAB_BYTES))
         self.encoder = Encoder()
+        self._requests: dict[float | None, Requests] = {}
         self.handling = Handling(loop)
         self.starter = Starter(loop)
 
@@ -109,6 +112,12 @@ class Shared:
                 del cls._all[ended]
             shared = cls._all[loop] = cls(loop)
         return shared
+
+    def requests(self, timeout: float | None) -> Requests:
+        """Return what writes the requests of all connections whose calls have this timeout."""
+        if timeout not in self._requests:
+            self._requests[timeout] = Requests(self.encoder, timeout)
+        return self._requests[timeout]
 
     def join(self, member: Member) -> None:
         """Count a connection in: its heartbeat is watched from now on."""

@@ -220,7 +220,7 @@ class Messages:
             if self._reliable is None:
                 self._reliable = deque()
             self._reliable.append(payload)
-            self._outlet.on_growth()
+            self._outlet.head.grown()
             return self.reliable_bytes
         self._put(0, payload)
         return 0

@@ -80,6 +80,29 @@ class _Nowhere:
 _NOWHERE: Final[Link] = _Nowhere()
 
 
+class Head(Protocol):
+    """What an outlet needs of its connection."""
+
+    def room(self) -> None:
+        """Go on: senders need not wait any more."""
+
+    def grown(self) -> None:
+        """Count what waits: it has become more."""
+
+
+class _Nobody:
+    """The head of an outlet whose connection has ended."""
+
+    def room(self) -> None:
+        """Do nothing."""
+
+    def grown(self) -> None:
+        """Do nothing."""
+
+
+_NOBODY: Final[Head] = _Nobody()
+
+
 class Outlet:
     """The writing half of a connection.
 
@@ -90,14 +113,13 @@ class Outlet:
         loop: The event loop.
         protocol: Numbers and frames what is sent.
         outbox_bytes: Unacknowledged bytes from which senders wait.
-        on_room: Called when `blocked` ends.
-        on_growth: Called when the outbox has reached `mark`, and when more waits beside it.
+        head: Told when there is room again, and when more waits.
 
     Attributes:
         blocked: Whether senders wait.
         full: Whether the outbox is full, so that answers wait too.
         limit: Unacknowledged bytes from which it is.
-        mark: Unacknowledged bytes from which `on_growth` is called next.
+        mark: Unacknowledged bytes from which `head` is told next.
         closed: Why nothing can be sent any more; `blocked` is set as well.
         flush_frames: Frames that are written together at most.
     """
@@ -105,15 +127,14 @@ class Outlet:
     __slots__ = (
         "_link",
         "_loop",
-        "_on_room",
         "_paused",
         "blocked",
         "closed",
         "flush_frames",
         "full",
+        "head",
         "limit",
         "mark",
-        "on_growth",
         "protocol",
         "watch",
     )
@@ -124,15 +145,13 @@ class Outlet:
         protocol: CNDT,
         *,
         outbox_bytes: int,
-        on_room: Callable[[], None],
-        on_growth: Callable[[], None],
+        head: Head,
     ) -> None:
         self._loop = loop
         self._link: Link | None = None
         self.limit = outbox_bytes
         self.mark = min(STEP, outbox_bytes)
-        self._on_room = on_room
-        self.on_growth = on_growth
+        self.head = head
         self.flush_frames = FLUSH_FRAMES
         self._paused = False
         self.protocol = protocol
@@ -208,10 +227,10 @@ class Outlet:
             self.full = self.blocked = True
         self.set_mark()
         self.protocol.grew = True
-        self.on_growth()
+        self.head.grown()
 
     def set_mark(self) -> None:
-        """Have `on_growth` called when the outbox has grown by `STEP`, or is full."""
+        """Have `head` told when the outbox has grown by `STEP`, or is full."""
         self.mark = min(self.protocol.session.outbox_bytes + STEP, self.limit)
 
     def unsent(self) -> int:
@@ -235,7 +254,7 @@ class Outlet:
 
     def _unblock(self) -> None:
         self.blocked = self._paused or self.full or self.closed is not None
-        self._on_room()
+        self.head.room()
 
     def abort(self) -> None:
         """Close the link at once; what it keeps is gone, whenever it says that it is itself."""
@@ -246,7 +265,8 @@ class Outlet:
     def forget(self) -> None:
         """Let go of the link and of the connection: both have ended."""
         self._link = None
-        self._on_room = self.on_growth = self.protocol.on_due = _nothing
+        self.head = _NOBODY
+        self.protocol.on_due = _nothing
 
     def end(self, error: ConnectionClosed, *, abort: bool = False) -> None:
         """Write what is queued and close the link."""

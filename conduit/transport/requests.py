@@ -46,7 +46,7 @@ Headers = Mapping[str, Any] | None
 
 
 class Requests:
-    """Writes the requests of one connection, but for their parameters.
+    """Writes the requests of connections, but for their parameters.
 
     Args:
         encoder: Packs values.

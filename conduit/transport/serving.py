@@ -487,7 +487,7 @@ class Serving:
             self.held.append((word, id, payload, slot))
             self._held_bytes += len(payload)
             self._held_calls += slot
-            self._outlet.on_growth()
+            self._outlet.head.grown()
         else:
             self._outlet.protocol.send(word, id, payload)
 
