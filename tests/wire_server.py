@@ -79,6 +79,7 @@ class WireServer:
     ) -> None:
         self.password = password
         self.iterations = iterations
+        self.salt = os.urandom(16)  # of its user: one that changes is a fault, and throttled
         self.caps = caps or {}
         self.heartbeat = heartbeat
         self.calls = calls or {}
@@ -193,7 +194,7 @@ class ServerEnd(Wire):
         if match is None:
             return self._fail("bad_request", f"bad client-first {self.asked['scram']!r}")
         binding, bare, user, nonce = match.groups()
-        salt = os.urandom(16)
+        salt = server.salt
         nonce += b64(os.urandom(18))
         digest = login_digest(request.payload, caps)
         first = f"r={nonce},s={b64(salt)},i={server.iterations},d={digest}"
