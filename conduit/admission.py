@@ -9,6 +9,7 @@ number of clients with the right password may share an address.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 import logging
 import random
@@ -217,7 +218,12 @@ class Admission:
 
 def _parsed(address: tuple[Any, ...]) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """Read the host of a socket's address; IPv4 in IPv6 is IPv4."""
-    host = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    return _parsed_host(str(address[0]))
+
+
+@functools.lru_cache(maxsize=1024)  # a socket's address is looked at twice, and clients come again
+def _parsed_host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    host = ipaddress.ip_address(text.partition("%")[0])
     return getattr(host, "ipv4_mapped", None) or host
 
 

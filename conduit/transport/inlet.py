@@ -154,6 +154,8 @@ class Inlet:
     def forget(self) -> None:
         """Let go of the connection: it has ended."""
         self._head = None
+        if self._unacknowledged:
+            self._shared.acknowledge_never(self)
 
     def _acknowledge_later(self) -> None:
         self._unacknowledged = True

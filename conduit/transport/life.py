@@ -291,7 +291,7 @@ class Life(ABC, Generic[S]):
         self._outlet.flush()
 
     def _log_wire(self) -> None:
-        if logging.getLogger("conduit.wire").isEnabledFor(logging.DEBUG):
+        if WireLog.wanted():
             self.inlet.watch = WireLog(self.address)
             self._outlet.watch = self.inlet.watch.sent
 

@@ -68,6 +68,7 @@ class Shared:
     _all: ClassVar[dict[asyncio.AbstractEventLoop, Shared]] = {}
 
     __slots__ = (
+        "_acknowledges",
         "_beat_timer",
         "_due",
         "_held",
@@ -91,7 +92,8 @@ class Shared:
         self.members: dict[Member, None] = {}
         self._unseen: list[Member] = []
         self._judge = True
-        self._unacknowledged: list[Acknowledging] = []
+        self._unacknowledged: dict[Acknowledging, None] = {}
+        self._acknowledges = False
         self._beat_timer: asyncio.TimerHandle | None = None
         self._period = self._pause = 0.0
         self._due = 0.0
@@ -180,12 +182,18 @@ class Shared:
 
     def acknowledge_later(self, inlet: Acknowledging) -> None:
         """Have `inlet.acknowledge()` called within `ACK_DELAY`."""
-        if not self._unacknowledged:
+        if not self._acknowledges:
+            self._acknowledges = True
             self._loop.call_later(ACK_DELAY, self._acknowledge_all)
-        self._unacknowledged.append(inlet)
+        self._unacknowledged[inlet] = None
+
+    def acknowledge_never(self, inlet: Acknowledging) -> None:
+        """Let go of an inlet whose connection has ended, which would live on until then."""
+        self._unacknowledged.pop(inlet, None)
 
     def _acknowledge_all(self) -> None:
-        inlets, self._unacknowledged = self._unacknowledged, []
+        inlets, self._unacknowledged = self._unacknowledged, {}
+        self._acknowledges = False
         for inlet in inlets:
             inlet.acknowledge()
 

@@ -127,7 +127,7 @@ else:
             """Keep nothing any more."""
             self._keeps = False
             if self._spare is not None:
-                self._spare.task.cancel()
+                self._spare.end()
                 self._spare = None
 
     class _Carrier(Coroutine[Any, Any, Any]):
@@ -175,6 +175,12 @@ else:
                 # Accepted at once, as a Task would, or nobody else could wait for it until then.
                 self._accepted = True
                 yielded._asyncio_future_blocking = False
+            if not self.waiter.done():
+                self.waiter.set_result(None)
+
+        def end(self) -> None:
+            """End the Task, which nobody needs; that is cheaper than to cancel it."""
+            del self.task  # which knows this carrier, and would be freed by collections only
             if not self.waiter.done():
                 self.waiter.set_result(None)
 

@@ -26,6 +26,11 @@ class WireLog:
         self._in = FrameCutter()
         self._out = FrameCutter()
 
+    @staticmethod
+    def wanted() -> bool:
+        """Whether somebody wants to see the frames."""
+        return logger.isEnabledFor(logging.DEBUG)
+
     def sent(self, data: bytes) -> None:
         """Log what is written."""
         self._log(">", self._out.cut(data))
