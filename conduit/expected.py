@@ -79,7 +79,7 @@ class Expected:
         if None in known.values():
             try:
                 offered = await connection.call(
-                    "conduit.discover", None, self._timeout, False, None
+                    "conduit.discover", None, self._timeout, False, None, None
                 )
             except ConnectionClosed:
                 return []  # the next connection is checked as well

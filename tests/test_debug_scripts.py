@@ -49,7 +49,7 @@ def frames(lines: list[str]) -> list[str]:
         if name.startswith("AUTH_"):
             assert len(head) == HEADER_SIZE
             assert "masked" in dump
-            assert not re.search(r"\b[pvs]=(?!\*\*\*)", payload), payload
+            assert not re.search(r"(?<=[,'])[pvs]=(?!\*\*\*)", payload), payload
         else:
             assert bool(payload) == bool(length)
         names.append(name)

@@ -136,8 +136,7 @@ class CNDT(FrameReader):
     ) -> None:
         super().__init__(clock, allocate)
         self._pings_in = _Rate(PINGS)
-        # Half of what is accepted, because the windows of the two sides may lie across each other.
-        self._pings_out = _Rate(PINGS // 2)
+        self._pings_out: _Rate | None = None
         self._login: ServerLogin | ClientLogin | None = None
         self.peer = Peer()
         self.state = State.CLOSED
@@ -363,6 +362,9 @@ class CNDT(FrameReader):
 
     def may_ping(self) -> bool:
         """Count a ping of this side; False when it is more than a peer accepts."""
+        if self._pings_out is None:
+            # Half of what is accepted: the windows of the two sides may lie across each other.
+            self._pings_out = _Rate(PINGS // 2)
         return self._pings_out.count(self._clock())
 
     def _count_ping(self) -> None:

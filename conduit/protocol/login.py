@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from msgpack import packb
@@ -125,9 +126,7 @@ class ServerLogin:
         self._request = payload
         request = _map(payload)
         agent = _text(request, "agent", limit=AGENT_BYTES)
-        self.peer.name, _, self.peer.version = agent.rpartition("/")
-        if not self.peer.name:
-            self.peer.name, self.peer.version = agent, ""
+        self.peer.name, self.peer.version = _name_and_version(agent)
         self.peer.capabilities = Capabilities.from_map(request.get("caps", {}))
         if request.get("session") is not None:
             self._wanted = _wanted(request["session"])
@@ -410,6 +409,12 @@ class ClientLogin:
         elif code == "unsupported_mechanism" and failure.get("mechs") == [ANONYMOUS]:
             message = "the server has no password, so it cannot prove itself; leave yours out"
         return AuthenticationError(message or code, code=code)
+
+
+@lru_cache(maxsize=256)  # shared by the peers that call themselves the same
+def _name_and_version(agent: str) -> tuple[str, str]:
+    name, _, version = agent.rpartition("/")
+    return (name, version) if name else (agent, "")
 
 
 def _wanted(session: Any) -> tuple[bytes, bytes, int]:

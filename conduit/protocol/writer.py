@@ -55,7 +55,7 @@ class FrameWriter:
         self._clock = clock
         self._stamp = 0
         self.urgent: list[bytes] = []
-        self._sealed: list[bytes] = []
+        self._sealed: list[bytes] | None = None
         self._out: list[bytes] = []
         self.due = 1
         self.on_due: Callable[[], None] = lambda: None
@@ -68,7 +68,7 @@ class FrameWriter:
     @property
     def corked(self) -> int:
         """Frames that wait for `take`."""
-        return len(self._out) + len(self.urgent) + len(self._sealed) + bool(self.farewell)
+        return len(self._out) + len(self.urgent) + len(self._sealed or ()) + bool(self.farewell)
 
     def send(self, word: int, id: int, payload: bytes) -> None:
         """Queue a sequenced frame; `on_due` hears when it is time to write.
@@ -106,6 +106,8 @@ class FrameWriter:
         session.sent = number = session.sent + 1
         size = len(head) + len(large) + len(end)
         header = HEADER.pack(word, size, id, self._clock(), number & 0xFFFFFFFF)
+        if self._sealed is None:
+            self._sealed = []
         self._sealed.append(b"".join((*self._out, header, head)))
         self._sealed.append(large)
         if end:
@@ -132,7 +134,7 @@ class FrameWriter:
             return chunks
         out = self._out
         if self._sealed and not self.holds:
-            chunks, self._sealed = self._sealed, chunks
+            chunks, self._sealed = self._sealed, None
             if out:
                 chunks.append(b"".join(out))
                 out.clear()
@@ -154,4 +156,4 @@ class FrameWriter:
     def drop(self) -> None:
         """Forget the sequenced frames that were kept back."""
         self._out.clear()
-        self._sealed.clear()
+        self._sealed = None

@@ -26,7 +26,7 @@ from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
 from .handling import HANDLING, inherit
-from .line import Line
+from .line import NOBODY, Line
 from .loop import Sweep
 from .outlet import FLUSH_FRAMES, Outlet
 from .requests import DEFAULT, Default, Headers, Params, Requests, checked_key, plain, too_large
@@ -51,6 +51,8 @@ LEAST_SHARE: Final = 8
 _NOTHING_LARGE: Final[frozenset[str]] = frozenset()
 """Shared by most connections, because an empty set takes 216 bytes."""
 _Table = dict[int, tuple["asyncio.Future[list[Any]]", float, str, "float | None"]]
+_NO_REPLIES: Final[_Table] = {}
+"""What waits for replies where nobody has asked yet; never written to."""
 """Id -> what its caller waits on, the deadline, the name, and the timeout in seconds."""
 
 
@@ -139,9 +141,9 @@ class Calls:
         self._opened = False
         self._limit = 0
         self._value_max = sys.maxsize
-        self._line = Line(loop)
+        self._line = NOBODY
         self._pending: _Table = {}
-        self._replies: _Table = {}
+        self._replies = _NO_REPLIES
         self._requests = requests
         self._prefixes = requests.prefixes
         self._large = _NOTHING_LARGE
@@ -323,6 +325,8 @@ class Calls:
     async def reply(self, id: int, name: str, timeout: float | None, deadline: float) -> Any:
         """Wait for the answer to a message that was sent with an id from `take_id`."""
         future: asyncio.Future[list[Any]] = self._loop.create_future()
+        if self._replies is _NO_REPLIES:
+            self._replies = {}
         self._replies[id] = (future, deadline, name, timeout)
         if deadline != math.inf:
             self._sweep.arm(deadline)
@@ -371,6 +375,8 @@ class Calls:
                     f"{len(self._pending)} calls are in flight and the peer serves {self._limit} "
                     f"at once, so {method!r} was not sent"
                 )
+            if self._line is NOBODY:
+                self._line = Line()
             try:
                 await self._line.wait(None if deadline == math.inf else deadline, again=again)
             except asyncio.TimeoutError:
@@ -497,7 +503,7 @@ class Calls:
     def fail(self, error: ConnectionClosed) -> None:
         """End everything: the connection is gone."""
         entries = [*self._pending.items(), *self._replies.items()]
-        self._pending, self._replies = {}, {}
+        self._pending, self._replies = {}, _NO_REPLIES
         unsent_from = math.inf if self._unsent_from is None else self._unsent_from
         for id, (future, _, name, _) in entries:
             if not future.done():

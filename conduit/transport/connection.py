@@ -34,8 +34,6 @@ from .life import KERNEL_PATIENCE, Life, Owner, Question, S
 from .loop import Shared
 from .pings import Pings
 from .requests import DEFAULT, Default, Headers, Params
-from .serving import Routes
-from .settings import Settings
 from .stream import Check
 from .stream_call import OpenCall
 from .streaming import Streams
@@ -59,27 +57,20 @@ class Connection(Life[S]):
     Attributes:
         id: Unique text; the same on both sides, and as long as the session lasts.
         roles: What the user may do, as the server's `users` says; empty on a client.
-        state: What the application wants to remember of this peer; an empty dict in the beginning.
-        rpc: Calls the peer: `await connection.rpc.call("method", {...})`.
     """
 
-    __slots__ = ("rpc",)
-
-    def __init__(
-        self,
-        shared: Shared,
-        loop: asyncio.AbstractEventLoop,
-        owner: Owner,
-        routes: Routes,
-        settings: Settings,
-        *,
-        first_id: int,
-        address: Any,
-    ) -> None:
-        super().__init__(shared, loop, owner, routes, settings, first_id=first_id, address=address)
-        self.rpc = Caller(self.call, self.stream, timeout=settings.timeout)
+    __slots__ = ()
 
     # What users call.
+
+    @property
+    def rpc(self) -> Caller:
+        """Calls the peer: `await connection.rpc.call("method", {...})`."""
+        if self._rpc is None:
+            self._rpc = Caller(self.call, self.stream, timeout=self._settings.timeout)
+            if self.closed:
+                self._rpc.use(self.call, self._calls.refuse_stream)
+        return self._rpc
 
     @property
     def dropped(self) -> int:
@@ -191,8 +182,8 @@ class Connection(Life[S]):
                 self._shared.encoder,
                 self._calls,
                 self._serving,
-                self._shared.starter,
-                window=self._stream_window,
+                self._shared.start,
+                window=self._settings.capabilities.stream,
                 peer=self._protocol.peer,
             )
         return self._streams
@@ -268,7 +259,7 @@ class Connection(Life[S]):
             methods: What identifies the methods that the peer may call.
         """
         self._protocol.welcome(
-            heartbeat=(self._pulse.interval, self._pulse.timeout),
+            heartbeat=self._settings.heartbeat,
             name=name,
             version=version,
             keeps=self.keeps,
@@ -412,8 +403,8 @@ class Connection(Life[S]):
 
     def _untie(self) -> bool:
         untied = super()._untie()
-        if untied:
-            self.rpc.use(self.call, self._calls.refuse_stream)
+        if untied and self._rpc is not None:
+            self._rpc.use(self.call, self._calls.refuse_stream)
         return untied
 
 

@@ -26,6 +26,8 @@ from ..protocol.events import (
 )
 from ..protocol.frames import CloseCode, Payload
 from ..protocol.session import Session
+from ..rpc.bind import Call
+from ..rpc.caller import Caller
 from .calls import Calls
 from .inlet import Inlet
 from .loop import Shared, Sweep, milliseconds
@@ -47,6 +49,9 @@ KERNEL_PATIENCE = 1.5
 
 CONNECTING, ACCEPTING = 1, 2
 """The first correlation id of either side."""
+
+_NOTHING_YET = object()
+"""What `state` is before anybody has asked for it."""
 
 # With a default, because the bare name would be an error for type checkers that are strict.
 S = TypeVar("S", default=dict[str, Any])
@@ -91,7 +96,6 @@ class Life(ABC, Generic[S]):
     """
 
     __slots__ = (
-        "_buffers",
         "_calls",
         "_cancels",
         "_ended",
@@ -108,21 +112,21 @@ class Life(ABC, Generic[S]):
         "_polite",
         "_protocol",
         "_pulse",
+        "_rpc",
         "_serving",
+        "_settings",
         "_shared",
-        "_stream_window",
+        "_state",
         "_streams",
         "_sweep",
         "__weakref__",
         "address",
-        "call",
         "id",
         "identity",
         "inlet",
         "keeps",
         "name",
         "roles",
-        "state",
         "version",
     )
 
@@ -142,14 +146,14 @@ class Life(ABC, Generic[S]):
         self._owner = owner
         self._first_id = first_id
         self._protocol = CNDT(clock=milliseconds, allocate=shared.allocate)
-        self._buffers = settings.buffers
+        self._settings = settings
         self._outlet = Outlet(
             loop,
             self._protocol,
             outbox_bytes=settings.outbox_bytes,
             head=self,
         )
-        self._sweep = Sweep(loop, self._expire)
+        self._sweep = Sweep(loop, self)
         self._calls = Calls(
             loop,
             self._outlet,
@@ -166,7 +170,7 @@ class Life(ABC, Generic[S]):
             routes,
             self._outlet,
             shared.encoder,
-            shared.starter,
+            shared.start,
             self._sweep,
             shared.handling,
             keyed=settings.keyed,
@@ -177,7 +181,6 @@ class Life(ABC, Generic[S]):
             debug=settings.debug,
         )
         self._streams: Streams | None = None
-        self._stream_window = settings.capabilities.stream
         self._messages = Messages(
             loop,
             self._outlet,
@@ -199,6 +202,7 @@ class Life(ABC, Generic[S]):
             self._serving,
             self._messages,
         )
+        self._rpc: Caller | None = None
         self._pings: Pings | None = None
         self._cancels = 0
         self._error: ConnectionClosed | None = None
@@ -214,8 +218,7 @@ class Life(ABC, Generic[S]):
         self.roles: frozenset[str] = frozenset()
         self.name = ""
         self.version = ""
-        self.state: S = cast("S", {})
-        self.call = self._calls.call
+        self._state: object = _NOTHING_YET
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open" if self._opened else "logging in"
@@ -233,6 +236,22 @@ class Life(ABC, Generic[S]):
         """Handle what is no frame: the login, the end, what the peer has acknowledged."""
 
     # What is known of it.
+
+    @property
+    def state(self) -> S:
+        """What the application wants to remember of this peer; an empty dict in the beginning."""
+        if self._state is _NOTHING_YET:
+            self._state = {}
+        return cast("S", self._state)
+
+    @state.setter
+    def state(self, state: S) -> None:
+        self._state = state
+
+    @property
+    def call(self) -> Call:
+        """Makes a call; `rpc.call` is what people use."""
+        return self._calls.call
 
     @property
     def closed(self) -> bool:
@@ -373,7 +392,7 @@ class Life(ABC, Generic[S]):
         older.fence()
         self._protocol.welcome_back(
             older._protocol.session,
-            heartbeat=(self._pulse.interval, self._pulse.timeout),
+            heartbeat=self._settings.heartbeat,
             name=name,
             version=version,
             keeps=older.keeps,
@@ -436,13 +455,13 @@ class Life(ABC, Generic[S]):
 
     def grown(self) -> None:
         """Count what waits here: it has become more, or may have."""
-        self._buffers.count(self)
+        self._settings.buffers.count(self)
 
     def swollen(self) -> None:
         """Have room made before the next batch: many may come before the loop gets round to it."""
         self._protocol.grew = False
-        self._buffers.count(self)
-        self._buffers.relieve()
+        self._settings.buffers.count(self)
+        self._settings.buffers.relieve()
 
     def weigh(self) -> int:
         """Return the bytes that wait here, for the peer or for handlers."""
@@ -473,7 +492,8 @@ class Life(ABC, Generic[S]):
             error = ConnectionClosed(reason, code=CloseCode.TOO_SLOW)
             self._close(error, abort=bool(self._outlet.unsent()))
 
-    def _expire(self, now: float) -> float:
+    def expire(self, now: float) -> float:
+        """End what is due of calls of both directions, and return the next deadline."""
         return min(self._calls.expire(now), self._serving.expire(now))
 
     def beat(self, now: float, *, judge: bool) -> None:
@@ -571,7 +591,7 @@ class Life(ABC, Generic[S]):
         """
         if self._link is not None or self.handling:
             return False
-        self._buffers.forget(self)
+        self._settings.buffers.forget(self)
         self._streams = None
         self._protocol.forget()
         self._outlet.forget()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
-__all__ = ["Line"]
+__all__ = ["NOBODY", "Line"]
 
 
 class Line:
@@ -19,10 +20,9 @@ class Line:
         waiters: Those in line; None or empty when there are none, which costs nothing to ask.
     """
 
-    __slots__ = ("_loop", "waiters")
+    __slots__ = ("waiters",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self.waiters: deque[asyncio.Future[None]] | None = None
 
     async def wait(self, deadline: float | None = None, *, again: bool = False) -> None:
@@ -38,14 +38,15 @@ class Line:
         """
         if self.waiters is None:
             self.waiters = deque()
-        turn: asyncio.Future[None] = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
         if again:
             self.waiters.appendleft(turn)
         else:
             self.waiters.append(turn)
         timer = None
         if deadline is not None:
-            timer = self._loop.call_at(deadline, _expire, turn)
+            timer = loop.call_at(deadline, _expire, turn)
         try:
             await turn
         except BaseException:
@@ -73,6 +74,10 @@ class Line:
         for turn in waiters:
             if not turn.done():
                 turn.set_exception(error())
+
+
+NOBODY: Final = Line()
+"""The line of all who never had to wait, and take one of their own when they have to."""
 
 
 def _expire(turn: asyncio.Future[None]) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from ..protocol.payload import Encoder
 from .handling import Handling
 from .requests import Requests
-from .tasks import Starter
+from .tasks import Start, Starter
 
 __all__ = ["ACK_DELAY", "Shared", "Sweep", "milliseconds"]
 
@@ -62,7 +61,7 @@ class Shared:
         encoder: Packs values.
         handling: The handlers that run.
         members: The connections whose links are up, in the order in which they came.
-        starter: Starts handlers.
+        start: Runs a coroutine up to its first suspension; see `Starter.start`.
     """
 
     _all: ClassVar[dict[asyncio.AbstractEventLoop, Shared]] = {}
@@ -78,13 +77,14 @@ class Shared:
         "_period",
         "_requests",
         "_spare",
+        "_starter",
         "_unacknowledged",
         "_unseen",
         "encoder",
         "handling",
         "members",
         "slab",
-        "starter",
+        "start",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -103,7 +103,8 @@ class Shared:
         self.encoder = Encoder()
         self._requests: dict[float | None, Requests] = {}
         self.handling = Handling(loop)
-        self.starter = Starter(loop)
+        self._starter = Starter(loop)
+        self.start: Start = self._starter.start
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Shared:
@@ -124,7 +125,7 @@ class Shared:
     def join(self, member: Member) -> None:
         """Count a connection in: its heartbeat is watched from now on."""
         self.members[member] = None
-        self.starter.keep()
+        self._starter.keep()
         # A quarter of the interval is how late a ping may be.
         period = member.interval / 4
         if self._beat_timer is None or period < self._period:
@@ -142,7 +143,7 @@ class Shared:
                 self._beat_timer.cancel()
                 self._beat_timer = None
             self._unseen.clear()
-            self.starter.release()
+            self._starter.release()
             self._spare = None
 
     def _arm(self, due: float) -> None:
@@ -210,22 +211,30 @@ class Shared:
             self._spare = buffer
 
 
+class Expiring(Protocol):
+    """What a sweep needs of a connection."""
+
+    def expire(self, now: float) -> float:
+        """End what is due, and return the next deadline or infinity."""
+        ...
+
+
 class Sweep:
     """One timer for many deadlines: it is armed for the earliest, and looks at all when it fires.
 
     Args:
         loop: The event loop.
-        expire: Ends what is due at the given time, and returns the next deadline or infinity.
+        head: Knows the deadlines.
 
     Attributes:
         at: When the timer fires.
     """
 
-    __slots__ = ("_expire", "_handle", "_loop", "at")
+    __slots__ = ("_handle", "_head", "_loop", "at")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[float], float]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, head: Expiring) -> None:
         self._loop = loop
-        self._expire = expire
+        self._head: Expiring | None = head
         self._handle: asyncio.TimerHandle | None = None
         self.at = math.inf
 
@@ -239,12 +248,13 @@ class Sweep:
 
     def _fire(self) -> None:
         self.at, self._handle = math.inf, None
-        self.arm(self._expire(self._loop.time()))
+        if self._head is not None:
+            self.arm(self._head.expire(self._loop.time()))
 
     def forget(self) -> None:
-        """Stop for good, and let go of whoever wanted to be told."""
+        """Stop for good, and let go of the connection."""
         self.stop()
-        self._expire = _never
+        self._head = None
 
     def stop(self) -> None:
         """Forget every deadline."""
@@ -252,7 +262,3 @@ class Sweep:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-
-
-def _never(now: float) -> float:
-    return math.inf

@@ -33,7 +33,7 @@ from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, w
 from ..protocol.payload import UNSENDABLE, Encoder, decode, read_credit
 from .calls import Calls, Moved, closed_again, unserved
 from .handling import HANDLING
-from .line import Line
+from .line import NOBODY, Line
 from .outlet import Outlet
 from .requests import DEFAULT, NAME_BYTES, Default, too_large
 from .running import Handler, as_rpc_error, why_stopped
@@ -137,7 +137,7 @@ class Messages:
         self._serving = serving
         self._window = window
         self._waits = backpressure
-        self._line = Line(loop)
+        self._line = NOBODY
         self._count = self._bytes = self._granted = 0
         self._value_max = sys.maxsize
         self._open_count = self._open_bytes = 0
@@ -243,6 +243,8 @@ class Messages:
                 raise closed_again(self._outlet.closed)
             if not self._waits:
                 raise Overloaded(f"the peer does not keep up, so {name!r} was not sent")
+            if self._line is NOBODY:
+                self._line = Line()
             try:
                 await self._line.wait(None if deadline == math.inf else deadline, again=again)
             except asyncio.TimeoutError:

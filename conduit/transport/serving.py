@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +44,7 @@ from .running import (
     text_of,
     why_stopped,
 )
-from .tasks import Starter, Suspended
+from .tasks import Start, Suspended
 from .threads import ThreadFuture, run_in_thread
 
 __all__ = ["Response", "Routes", "Serving"]
@@ -71,6 +72,11 @@ has stalled everybody. Calls that say their own time are always looked at.
 """
 
 T = TypeVar("T")
+
+_Held = tuple[int, int, bytes, bool]
+
+_NO_REQUESTS: Final[dict[int, Running]] = {}
+"""The messages that want an answer, of all peers that have sent none; never written to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,7 @@ class Serving:
         routes: Names to handlers.
         outlet: Where answers go.
         encoder: Packs results.
-        starter: Starts coroutines.
+        start: Runs a coroutine up to its first suspension; see `Starter.start`.
         sweep: Watches the deadlines.
         handling: The handlers that run on the loop.
         keyed: Runs the calls with a key.
@@ -128,7 +134,7 @@ class Serving:
         draining: When this side closes, by the loop's clock, if new calls are refused because of
             that; else 0.
         handling: As above.
-        held: Answers that wait because the outbox is full.
+        held: Answers that wait because the outbox is full, if any ever did.
     """
 
     __slots__ = (
@@ -142,8 +148,8 @@ class Serving:
         "_limit_of_all",
         "_longest",
         "_loop",
+        "_messages",
         "_methods",
-        "_most_held",
         "_outlet",
         "_refusals",
         "_refused_since",
@@ -167,7 +173,7 @@ class Serving:
         routes: Routes,
         outlet: Outlet,
         encoder: Encoder,
-        starter: Starter,
+        start: Start,
         sweep: Sweep,
         handling: Handling,
         *,
@@ -184,22 +190,22 @@ class Serving:
         self._methods = routes.methods
         self._outlet = outlet
         self._encoder = encoder
-        self._start = starter.start
+        self._start = start
         self._sweep = sweep
         self._keyed = keyed
         self.handling = handling
         self._limit = limit
         self._limit_of_all = limit_of_all
         self._longest = longest
-        self._most_held = limit + messages
+        self._messages = messages
         self.debug = debug
         self.draining = 0.0
         self._ttl: float | None = None
         self._hasty = False
         self._value_max = 0
         self._running: dict[int, Running] = {}
-        self._requests: dict[int, Running] = {}
-        self.held: list[tuple[int, int, bytes, bool]] = []
+        self._requests = _NO_REQUESTS
+        self.held: deque[_Held] | None = None
         self._held_bytes = self._held_calls = 0
         self._refusals = 0
         self._refused_since = 0.0
@@ -338,9 +344,10 @@ class Serving:
         Raises:
             ProtocolError: Too many answers are held.
         """
-        if len(self.held) > self._most_held:
+        held = len(self.held or ())
+        if held > self._limit + self._messages:
             raise ProtocolError(
-                f"{len(self.held)} answers wait for an acknowledgement of what was sent before",
+                f"{held} answers wait for an acknowledgement of what was sent before",
                 close_code=CloseCode.FLOOD,
             )
 
@@ -408,6 +415,8 @@ class Serving:
         running = Running(self._connection, handler, future, self.handling.call)
         self.handling.suspended[future] = running
         if id:
+            if self._requests is _NO_REQUESTS:
+                self._requests = {}
             self._requests[id] = running
 
     def untrack(self, id: int, future: asyncio.Future[Any]) -> RPCError | None:
@@ -484,6 +493,8 @@ class Serving:
             slot: Whether it answers a call, which has its slot until the answer has left.
         """
         if self._outlet.full:
+            if self.held is None:
+                self.held = deque()
             self.held.append((word, id, payload, slot))
             self._held_bytes += len(payload)
             self._held_calls += slot
@@ -504,7 +515,7 @@ class Serving:
     def room(self) -> None:
         """Go on: the outlet has room again."""
         while self.held and not self._outlet.full:
-            word, id, payload, slot = self.held.pop(0)
+            word, id, payload, slot = self.held.popleft()
             self._held_bytes -= len(payload)
             self._held_calls -= slot
             self._outlet.protocol.send(word, id, payload)
@@ -566,8 +577,8 @@ class Serving:
     def end(self) -> None:
         """Stop every handler: the connection has gone, and with it who would read the answers."""
         self.stop_all(CallCancelled("the connection has gone"))
-        self._running, self._requests = {}, {}
-        self.held.clear()
+        self._running, self._requests = {}, _NO_REQUESTS
+        self.held = None
         self._held_bytes = self._held_calls = 0
 
 

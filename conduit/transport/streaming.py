@@ -23,7 +23,7 @@ from .running import Handler
 from .serving import Serving
 from .stream import Check, Explain, Receiver, Sender
 from .stream_call import OpenCall, without_iterator
-from .tasks import Starter
+from .tasks import Start
 
 __all__ = ["Stream", "Streaming", "Streams"]
 
@@ -101,7 +101,7 @@ class Streams:
         encoder: Packs items.
         calls: Makes the requests.
         serving: Runs the handlers.
-        starter: Starts those that stream.
+        start: Starts those that stream; see `Starter.start`.
         window: Items and bytes of a stream that the peer may send before any was handed out.
         peer: Tells what the peer accepts, once it is in.
     """
@@ -127,7 +127,7 @@ class Streams:
         encoder: Encoder,
         calls: Calls,
         serving: Serving,
-        starter: Starter,
+        start: Start,
         *,
         window: tuple[int, int],
         peer: Peer,
@@ -138,7 +138,7 @@ class Streams:
         self._encoder = encoder
         self._calls = calls
         self._serving = serving
-        self._start = starter.start
+        self._start = start
         self._window = window
         self._peer = peer
         self._open: dict[int, _Open] = {}

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any
 
-__all__ = ["Starter", "Suspended"]
+__all__ = ["Start", "Starter", "Suspended"]
 
 
 class Suspended:
@@ -35,6 +35,9 @@ class Suspended:
     def __init__(self, future: asyncio.Future[Any]) -> None:
         self.future = future
 
+
+Start = Callable[[Coroutine[Any, Any, Any]], Any]
+"""What `Starter.start` is."""
 
 if sys.version_info >= (3, 12):
 

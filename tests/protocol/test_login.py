@@ -963,7 +963,7 @@ def test_a_heartbeat_of_0_is_none(milliseconds: list[int]) -> None:
     st.builds(
         Capabilities,
         st.integers(1, 2**32 - 1),
-        st.frozensets(st.text(max_size=10)),
+        st.frozensets(st.sampled_from(["zlib", "resume"])),
         st.integers(1, 2**32 - 1),
         st.tuples(st.integers(1, 2**32 - 1), st.integers(1, 2**32 - 1)),
         st.integers(0, 2**32 - 1),
@@ -971,6 +971,16 @@ def test_a_heartbeat_of_0_is_none(milliseconds: list[int]) -> None:
 )
 def test_capabilities_survive_the_wire(capabilities: Capabilities) -> None:
     assert Capabilities.from_map(unpack(pack(capabilities.to_map()))) == capabilities
+
+
+def test_what_most_peers_claim_is_kept_once_and_what_nobody_knows_never() -> None:
+    """A server keeps it for each connection, and a peer may name what it likes."""
+    usual = Capabilities(features=frozenset({"zlib"})).to_map()
+    odd = {**usual, "feat": ["zlib", *map(str, range(1000))]}
+    first = Capabilities.from_map(unpack(pack(usual)))
+    assert first.features == {"zlib"}
+    assert Capabilities.from_map(unpack(pack(usual))) is first
+    assert Capabilities.from_map(unpack(pack(odd))) is first
 
 
 def test_welcome_sets_what_the_client_is_told() -> None:

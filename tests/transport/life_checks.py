@@ -39,11 +39,11 @@ def check_tables(connection: Connection) -> None:
     )
     assert len(calls._pending) <= max(1, calls._limit)
     assert len(serving._running) + serving._held_calls <= max(1, serving._limit)
-    assert len(serving.held) <= serving._most_held
+    assert len(serving.held or ()) <= serving._limit + serving._messages
     assert not serving._refusals, "a caller heeds the limit by itself"
     assert session.outbox_bytes == sum(size for _, size, _ in session._outbox) >= 0
-    assert serving._held_bytes == sum(len(payload) for _, _, payload, _ in serving.held)
-    assert serving._held_calls == sum(slot for _, _, _, slot in serving.held)
+    assert serving._held_bytes == sum(len(payload) for _, _, payload, _ in serving.held or ())
+    assert serving._held_calls == sum(slot for _, _, _, slot in serving.held or ())
     messages = connection._messages
     assert messages._inbox_bytes == sum(size for _, size in messages._inbox or ())
     assert messages._best_effort_bytes == sum(size for _, size in messages._best_effort or ())
@@ -59,7 +59,7 @@ def check_agreement(connection: Connection, other: Connection) -> None:
     mine, theirs = connection._calls, other._serving
     waiting = {message.id for message, _ in other._messages._inbox or () if message.id}
     known = {*theirs._running, *theirs._requests, *waiting}
-    known |= {id for _, id, _, _ in theirs.held if id}
+    known |= {id for _, id, _, _ in theirs.held or () if id}
     asked = {*mine._pending, *mine._replies}
     assert asked == known, f"asked for {asked}, and there are {known}"
     messages = connection._messages

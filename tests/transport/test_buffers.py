@@ -322,5 +322,5 @@ async def test_what_goes_through_may_be_any_amount() -> None:
 async def test_without_a_bound_nobody_is_weighed() -> None:
     async with Pair() as pair:
         begin_large(pair.server, 900 * KIB)
-        assert not pair.server.connection._buffers._sizes
+        assert not pair.server.connection._settings.buffers._sizes
         await within(pair.server.connection.abort())

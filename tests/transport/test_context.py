@@ -452,7 +452,7 @@ async def test_a_thread_is_told(kind: str, why: str, caller_is_client: bool) -> 
             await until(lambda: callee.connection.closed)
         elif why == "late":
             for side in (callee, caller):  # as their timers would
-                side.connection._expire(asyncio.get_running_loop().time() + 60)
+                side.connection.expire(asyncio.get_running_loop().time() + 60)
             with pytest.raises(RPCTimeout):
                 await within(call)
             await turns()

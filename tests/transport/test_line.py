@@ -16,7 +16,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.line = Line(self.loop)
+        self.line = Line()
         self.through: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
 

@@ -314,7 +314,7 @@ class Deadlines:
 def test_one_timer_for_many_deadlines(order: tuple[float, ...]) -> None:
     loop = Clockwork()
     watched = Deadlines(*order)
-    sweep = Sweep(loop, watched.expire)  # type: ignore[arg-type]
+    sweep = Sweep(loop, watched)  # type: ignore[arg-type]
     for deadline in order:
         sweep.arm(deadline)
         assert len(loop.armed()) == 1
@@ -331,7 +331,7 @@ def test_one_timer_for_many_deadlines(order: tuple[float, ...]) -> None:
 def test_deadlines_that_have_gone_cost_one_look() -> None:
     loop = Clockwork()
     watched = Deadlines(150.0)
-    sweep = Sweep(loop, watched.expire)  # type: ignore[arg-type]
+    sweep = Sweep(loop, watched)  # type: ignore[arg-type]
     sweep.arm(101.0)
     sweep.arm(150.0)
     loop.advance(5)
@@ -341,7 +341,7 @@ def test_deadlines_that_have_gone_cost_one_look() -> None:
 def test_a_sweep_that_was_stopped_does_nothing_until_it_is_armed_again() -> None:
     loop = Clockwork()
     watched = Deadlines(101.0)
-    sweep = Sweep(loop, watched.expire)  # type: ignore[arg-type]
+    sweep = Sweep(loop, watched)  # type: ignore[arg-type]
     sweep.stop()
     sweep.arm(101.0)
     sweep.stop()

@@ -296,7 +296,7 @@ async def test_a_task_that_a_handler_leaves_behind_may_wait_in_line() -> None:
 
         @pair.server.rpc
         async def leave(connection: Connection) -> None:
-            tasks.append(background.start(connection.call("hold", ["left behind"])))
+            tasks.append(background.start(connection.rpc.call("hold", ["left behind"])))
 
         running = pair.server.start("hold", ["first"])
         await turns()
