@@ -31,9 +31,9 @@ from .rpc.context import Context
 from .rpc.contract import idempotent
 from .rpc.retry import Retry
 from .server import Server
+from .transport.answers import Response
 from .transport.connection import Connection
 from .transport.handling import no_deadline
-from .transport.serving import Response
 from .transport.stream_call import StreamCall
 from .transport.streaming import Stream
 from .users import hash_password, new_token

@@ -50,9 +50,10 @@ LAYERS = [
         "transport.outlet",
         "transport.running",
     },
-    {"transport.calls", "transport.serving", "transport.stream", "transport.wire_log"},
+    {"transport.answers", "transport.calls", "transport.stream", "transport.wire_log"},
+    {"transport.messages", "transport.serving"},
     {
-        "transport.messages",
+        "transport.inbox",
         "transport.background",
         "transport.keyed",
         "transport.watchdog",

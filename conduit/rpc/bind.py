@@ -15,8 +15,8 @@ from typing import Any, TypeVar, cast, get_origin
 
 from pydantic import BaseModel
 
+from ..transport.answers import Response
 from ..transport.requests import DEFAULT, Default, Headers, Params
-from ..transport.serving import Response
 from ..transport.stream import Check
 from ..transport.stream_call import OpenCall, StreamCall
 from .interface import ASYNC, Operation, Style, operations

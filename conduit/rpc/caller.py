@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast, overload
 from pydantic import TypeAdapter
 
 from ..exceptions import ConnectionClosed, RPCError
+from ..transport.answers import Response
 from ..transport.handling import HANDLING, inherit
 from ..transport.requests import DEFAULT, Default, Headers, Params
-from ..transport.serving import Response
 from ..transport.stream_call import StreamCall
 from .bind import Bound, Call, OpenStream, bound_class
 from .compatibility import differences

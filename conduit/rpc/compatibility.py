@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, get_origin
 
 from ..signatures import annotation, shown
-from ..transport.serving import Response
+from ..transport.answers import Response
 from .interface import ASYNC, Operation, Style, operations
 from .streams import item_of
 from .validation import AS_SENT, AS_TAKEN, adapter_of

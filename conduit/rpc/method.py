@@ -20,8 +20,8 @@ from pydantic_core import SchemaValidator, core_schema
 from ..exceptions import InvalidParams, RPCError
 from ..protocol.payload import Encoder, decode
 from ..roles import guard, guarded
+from ..transport.answers import Response
 from ..transport.connection import Connection
-from ..transport.serving import Response
 from .context import Context
 from .contract import Contract, called, contract_of, lone_model
 from .streams import Declared, shown

@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticSerializationError, core_schema
 
 from ..exceptions import InvalidParams
-from ..transport.serving import Response
+from ..transport.answers import Response
 
 __all__ = ["AS_SENT", "AS_TAKEN", "adapter_of", "finisher", "invalid_params"]
 

@@ -75,7 +75,7 @@ class Connection(Life[S]):
     @property
     def dropped(self) -> int:
         """Best-effort broadcasts that were dropped here, because their handler was busy."""
-        return self._messages.dropped
+        return self._inbox.dropped
 
     @property
     def late(self) -> int:
@@ -305,7 +305,7 @@ class Connection(Life[S]):
             self._serving.draining = self._loop.time() + grace
             await self._wait_for_handlers(grace, spared)
             self._serving.stop_all(Unavailable("the server stops", details={"retryable": True}))
-            self._messages.stop()
+            self._inbox.stop()
             await self._wait_for_handlers(CANCEL_TIME, spared)
         closing = asyncio.ensure_future(self.close(CloseCode.GOING_AWAY, "the server has stopped"))
         await asyncio.wait([closing], timeout=max(grace, CANCEL_TIME))
@@ -315,7 +315,7 @@ class Connection(Life[S]):
     async def _wait_for_handlers(self, seconds: float, spared: asyncio.Future[Any] | None) -> None:
         deadline = self._loop.time() + seconds
         while True:
-            busy = (self._serving.futures() | self._messages.futures()) - {spared}
+            busy = (self._serving.futures() | self._inbox.futures()) - {spared}
             left = deadline - self._loop.time()
             if not busy or left <= 0:
                 return
@@ -332,7 +332,7 @@ class Connection(Life[S]):
         try:
             await self._wait_for_handlers(seconds, spared)
         finally:
-            self._messages.stop()
+            self._inbox.stop()
         await self._wait_for_handlers(CANCEL_TIME, spared)
         self._untie()
 
@@ -345,7 +345,7 @@ class Connection(Life[S]):
         if type == FrameType.CANCEL:
             self._count_cancel()
             if not self._serving.cancel(id):
-                self._messages.cancel(id)
+                self._inbox.cancel(id)
         elif type == FrameType.STREAM_CREDIT and id == 0:
             self._messages.credit(payload)
         elif self._streams is not None:
@@ -390,6 +390,8 @@ class Connection(Life[S]):
         self.id = self._protocol.session.id.hex()
         self.identity, self.name, self.version = peer.identity, peer.name, peer.version
         self._serving.opened(peer.capabilities)
+        self._answers.opened(peer.capabilities)
+        self._inbox.opened(peer.capabilities)
         self._messages.opened(peer.capabilities)
 
     def _open(self, peer: Peer) -> None:

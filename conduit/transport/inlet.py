@@ -15,8 +15,8 @@ from ..protocol.cndt import State
 from ..protocol.events import Event
 from ..protocol.frames import REPLY, CloseCode, FrameType, Payload
 from .calls import Calls
+from .inbox import Inbox
 from .loop import Shared
-from .messages import Messages
 from .outlet import Outlet
 from .pulse import Pulse
 from .serving import Serving
@@ -57,7 +57,7 @@ class Inlet:
         pulse: Is told that bytes have come.
         calls: Takes answers.
         serving: Takes requests.
-        messages: Takes messages.
+        inbox: Takes messages.
 
     Attributes:
         watch: Logs what comes in, when somebody has asked for that.
@@ -66,8 +66,8 @@ class Inlet:
     __slots__ = (
         "_calls",
         "_head",
+        "_inbox",
         "_loop",
-        "_messages",
         "_outlet",
         "_protocol",
         "_pulse",
@@ -86,7 +86,7 @@ class Inlet:
         pulse: Pulse,
         calls: Calls,
         serving: Serving,
-        messages: Messages,
+        inbox: Inbox,
     ) -> None:
         self._loop = loop
         self._head: Any = head
@@ -96,7 +96,7 @@ class Inlet:
         self._pulse = pulse
         self._calls = calls
         self._serving = serving
-        self._messages = messages
+        self._inbox = inbox
         self._unacknowledged = False
         self.watch: WireLog | None = None
 
@@ -186,7 +186,7 @@ class Inlet:
                     if flags & REPLY and id:
                         resolved |= calls.replied(id, payload)
                     else:
-                        self._messages.receive(flags, id, payload)
+                        self._inbox.receive(flags, id, payload)
                 else:
                     resolved |= self._head.rarer(kind, id, payload)
         except ProtocolError as exc:

@@ -21,9 +21,9 @@ import msgpack
 from ..exceptions import CallCancelled, IdempotencyMismatch, RPCError, RPCTimeout, Unavailable
 from ..idempotency import IdempotencyStore, MemoryStore
 from ..protocol.payload import UNSENDABLE, Encoder
+from .answers import Response
 from .handling import Handled, PartOf, work_for
 from .running import Handler, again, as_rpc_error
-from .serving import Response
 from .threads import ThreadFuture, run_in_thread
 
 __all__ = ["KEPT", "Keyed"]

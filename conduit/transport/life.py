@@ -28,7 +28,9 @@ from ..protocol.frames import CloseCode, Payload
 from ..protocol.session import Session
 from ..rpc.bind import Call
 from ..rpc.caller import Caller
+from .answers import Answers
 from .calls import Calls
+from .inbox import Inbox
 from .inlet import Inlet
 from .loop import Shared, Sweep, milliseconds
 from .messages import Messages
@@ -96,12 +98,14 @@ class Life(ABC, Generic[S]):
     """
 
     __slots__ = (
+        "_answers",
         "_calls",
         "_cancels",
         "_ended",
         "_error",
         "_expiry",
         "_first_id",
+        "_inbox",
         "_link",
         "_loop",
         "_messages",
@@ -164,11 +168,15 @@ class Life(ABC, Generic[S]):
             timeout=settings.timeout,
             backpressure=settings.backpressure,
         )
+        window = settings.capabilities.window
+        self._answers = Answers(
+            self._outlet, shared.encoder, most=settings.capabilities.calls + window[0]
+        )
         self._serving = Serving(
             loop,
             self,
             routes,
-            self._outlet,
+            self._answers,
             shared.encoder,
             shared.start,
             self._sweep,
@@ -177,18 +185,17 @@ class Life(ABC, Generic[S]):
             limit=settings.capabilities.calls,
             limit_of_all=settings.running,
             longest=settings.longest,
-            messages=settings.capabilities.window[0],
             debug=settings.debug,
         )
         self._streams: Streams | None = None
+        self._inbox = Inbox(
+            loop, self._outlet, shared.encoder, routes, self._answers, self._serving, window=window
+        )
         self._messages = Messages(
-            loop,
             self._outlet,
             shared.encoder,
-            routes,
             self._calls,
-            self._serving,
-            window=settings.capabilities.window,
+            self._inbox,
             backpressure=settings.backpressure,
         )
         self._pulse = Pulse(*settings.heartbeat)
@@ -200,7 +207,7 @@ class Life(ABC, Generic[S]):
             self._pulse,
             self._calls,
             self._serving,
-            self._messages,
+            self._inbox,
         )
         self._rpc: Caller | None = None
         self._pings: Pings | None = None
@@ -282,7 +289,7 @@ class Life(ABC, Generic[S]):
     @property
     def handling(self) -> bool:
         """Whether messages of a peer that has closed are still being handled."""
-        return self._polite and bool(self._messages.futures())
+        return self._polite and bool(self._inbox.futures())
 
     @property
     def protocol(self) -> CNDT:
@@ -447,8 +454,9 @@ class Life(ABC, Generic[S]):
 
     def room(self) -> None:
         """Let those go on who wait: what is sent finds room again."""
-        self._serving.room()
+        self._answers.room()
         self._calls.room()
+        self._inbox.room()
         self._messages.room()
         if self._streams is not None:
             self._streams.room()
@@ -474,17 +482,17 @@ class Life(ABC, Generic[S]):
         What is unsent is in the outbox as well, but for broadcasts, and behind the end.
         """
         if self._error is not None:
-            return self._messages.held_bytes, self._outlet.unsent()
+            return self._inbox.held_bytes, self._outlet.unsent()
         taken, sent = self._streams.held_bytes() if self._streams is not None else (0, 0)
-        taken += self._protocol.held + self._messages.held_bytes + self._serving.queued_bytes()
-        sent += self._serving.held_bytes + self._messages.reliable_bytes
+        taken += self._protocol.held + self._inbox.held_bytes + self._serving.queued_bytes()
+        sent += self._answers.held_bytes + self._messages.reliable_bytes
         return taken, sent + max(self._protocol.session.outbox_bytes, self._outlet.unsent())
 
     def overflow(self, reason: str) -> None:
         """End, because too much waits in all connections and most of it here."""
         taken, sent = self._waiting()
         if self._error is not None:
-            self._messages.stop()
+            self._inbox.stop()
             self._outlet.abort()
         elif sent < taken:
             self._close(ConnectionClosed(reason, code=CloseCode.TRY_AGAIN_LATER))
@@ -563,7 +571,9 @@ class Life(ABC, Generic[S]):
         self._protocol.forget()
         self._sweep.stop()
         self._serving.end()
-        self._messages.fail(error, handle_rest=self._polite)
+        self._answers.end()
+        self._inbox.fail(handle_rest=self._polite)
+        self._messages.fail(error)
         if self._streams is not None:
             self._streams.fail(error)
         self._calls.fail(error)

@@ -8,21 +8,17 @@ ended *and* its answer has left; that entry is the slot that the peer occupies.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from ..exceptions import (
     CallCancelled,
     InvalidParams,
     MethodNotFound,
     Overloaded,
-    PayloadTooLarge,
     ProtocolError,
     RPCError,
     RPCTimeout,
@@ -30,32 +26,23 @@ from ..exceptions import (
 )
 from ..idempotency import KEY_BYTES
 from ..protocol.events import Capabilities
-from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
-from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
+from ..protocol.frames import CloseCode, Payload
+from ..protocol.payload import Encoder, decode
+from .answers import Answers
 from .handling import Handled, Handling, PartOf
 from .loop import Sweep
-from .outlet import Outlet
 from .running import (
     Handler,
     Running,
     as_rpc_error,
     headers_of,
     none_or,
-    text_of,
     why_stopped,
 )
 from .tasks import Start, Suspended
 from .threads import ThreadFuture, run_in_thread
 
-__all__ = ["Response", "Routes", "Serving"]
-
-logger = logging.getLogger("conduit.connection")
-
-_RESPONSE: Final = word(FrameType.RPC_RESPONSE, SEQUENCED)
-_ERROR: Final = word(FrameType.RPC_ERROR, SEQUENCED)
-
-HELD_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of answers that wait for an acknowledgement, above which calls are refused."""
+__all__ = ["Routes", "Serving"]
 
 REFUSALS: Final = 100
 """Calls beyond its limit that a peer may make within `REFUSAL_TIME` seconds, or twice the limit."""
@@ -71,25 +58,8 @@ To ask for the time costs a call 1 %, and whoever keeps a single batch of calls 
 has stalled everybody. Calls that say their own time are always looked at.
 """
 
-T = TypeVar("T")
-
-_Held = tuple[int, int, bytes, bool]
-
 _NO_REQUESTS: Final[dict[int, Running]] = {}
 """The messages that want an answer, of all peers that have sent none; never written to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response(Generic[T]):
-    """A result with metadata. A handler returns it; `returns=Response` gives it to the caller.
-
-    Attributes:
-        value: The result itself.
-        headers: A map of plain data that travels beside it.
-    """
-
-    value: T
-    headers: Mapping[str, Any] | None = None
 
 
 class Routes(Protocol):
@@ -117,8 +87,8 @@ class Serving:
     Args:
         connection: What handlers get when they ask for their connection.
         routes: Names to handlers.
-        outlet: Where answers go.
-        encoder: Packs results.
+        answers: What goes back.
+        encoder: Packs what is kept for calls with a key.
         start: Runs a coroutine up to its first suspension; see `Starter.start`.
         sweep: Watches the deadlines.
         handling: The handlers that run on the loop.
@@ -127,30 +97,25 @@ class Serving:
         limit_of_all: Handlers on the event loop, whoever they run for, from which calls are refused
             beyond the first of this peer.
         longest: Seconds that a handler may run which has no timeout of its own and does not stream.
-        messages: Messages that the peer may send before any was handled.
         debug: Whether the peer is shown the tracebacks of handlers that fail.
 
     Attributes:
         draining: When this side closes, by the loop's clock, if new calls are refused because of
             that; else 0.
         handling: As above.
-        held: Answers that wait because the outbox is full, if any ever did.
     """
 
     __slots__ = (
+        "_answers",
         "_connection",
         "_encoder",
         "_hasty",
-        "_held_bytes",
-        "_held_calls",
         "_keyed",
         "_limit",
         "_limit_of_all",
         "_longest",
         "_loop",
-        "_messages",
         "_methods",
-        "_outlet",
         "_refusals",
         "_refused_since",
         "_requests",
@@ -159,11 +124,9 @@ class Serving:
         "_start",
         "_sweep",
         "_ttl",
-        "_value_max",
         "debug",
         "draining",
         "handling",
-        "held",
     )
 
     def __init__(
@@ -171,7 +134,7 @@ class Serving:
         loop: asyncio.AbstractEventLoop,
         connection: Any,
         routes: Routes,
-        outlet: Outlet,
+        answers: Answers,
         encoder: Encoder,
         start: Start,
         sweep: Sweep,
@@ -181,14 +144,13 @@ class Serving:
         limit: int,
         limit_of_all: int,
         longest: float,
-        messages: int,
         debug: bool,
     ) -> None:
         self._loop = loop
         self._connection: Any = connection
         self._routes = routes
         self._methods = routes.methods
-        self._outlet = outlet
+        self._answers = answers
         self._encoder = encoder
         self._start = start
         self._sweep = sweep
@@ -197,22 +159,17 @@ class Serving:
         self._limit = limit
         self._limit_of_all = limit_of_all
         self._longest = longest
-        self._messages = messages
         self.debug = debug
         self.draining = 0.0
         self._ttl: float | None = None
         self._hasty = False
-        self._value_max = 0
         self._running: dict[int, Running] = {}
         self._requests = _NO_REQUESTS
-        self.held: deque[_Held] | None = None
-        self._held_bytes = self._held_calls = 0
         self._refusals = 0
         self._refused_since = 0.0
 
     def opened(self, peer: Capabilities) -> None:
-        """Learn what the peer accepts, and what deadline its calls have by default."""
-        self._value_max = peer.frame_max
+        """Learn what deadline the peer's calls have by default."""
         self._ttl = peer.ttl / 1000 if peer.ttl else None
         self._hasty = self._ttl is not None and self._ttl < LONG
 
@@ -224,7 +181,7 @@ class Serving:
         try:
             body = decode(payload)
         except RPCError as exc:
-            self.refuse(id, exc)
+            self._answers.error(id, exc)
             return
         ttl = meta = None
         if type(body) is list and len(body) == 2:
@@ -235,10 +192,10 @@ class Serving:
             raise _bad_request("the method must be text, and params a map or an array")
         handler = self._methods.get(name)
         if handler is None:
-            self.check_held()
-            self.refuse(id, self._routes.unknown_method(name, self._connection.roles))
+            self._answers.check()
+            self._answers.error(id, self._routes.unknown_method(name, self._connection.roles))
             return
-        if (self._running or self.held or self.draining) and self._refuses(id):
+        if (self._running or self._answers.held or self.draining) and self._refuses(id):
             return
         if (ttl is not None or self._hasty) and self._sheds(id, name, ttl):
             return
@@ -253,9 +210,9 @@ class Serving:
                 result = self.execute(handler, params)
             if type(result) is not Suspended:
                 if handling.call is body:
-                    self._answer(id, handler, result)
+                    self._answers.result(id, handler, result)
                 else:
-                    self._answer(id, handler, result, handling.call.response_headers)
+                    self._answers.result(id, handler, result, handling.call.response_headers)
                 return
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, handler, exc)
@@ -290,25 +247,27 @@ class Serving:
         if not seconds or monotonic() - self.handling.arrived <= seconds:
             return False
         text = f"the time of {name!r} was up before its turn"
-        self.refuse(id, RPCTimeout(text, details={"executed": False}))
+        self._answers.error(id, RPCTimeout(text, details={"executed": False}))
         return True
 
     def _refuses(self, id: int) -> bool:
         """Refuse a call that must not run now."""
         if self.draining:
-            self.refuse(id, self.stopping())
+            self._answers.error(id, self.stopping())
             return True
-        too_many = len(self._running) + self._held_calls >= self._limit
-        if too_many or (self._outlet.full and self._held_bytes > HELD_BYTES):
-            self.check_held()
+        too_many = len(self._running) + self._answers.held_calls >= self._limit
+        if too_many or self._answers.waits():
+            self._answers.check()
             if too_many:
                 self._count_refusal()
-            self.refuse(id, Overloaded(f"{self._limit} calls are running here already"))
+            self._answers.error(id, Overloaded(f"{self._limit} calls are running here already"))
             return True
         if len(self.handling.suspended) >= self._limit_of_all:
-            self.check_held()
+            self._answers.check()
             most = f"{self._limit_of_all} handlers (max_running)"
-            self.refuse(id, Overloaded(f"{most} are running here already, for all peers together"))
+            self._answers.error(
+                id, Overloaded(f"{most} are running here already, for all peers together")
+            )
             return True
         return False
 
@@ -337,19 +296,6 @@ class Serving:
         seconds = max(0.0, self.draining - self._loop.time()) + CLOSING
         details = {"executed": False, "retryable": True, "retry_after": round(seconds * 1000)}
         return Unavailable("the server stops", details=details)
-
-    def check_held(self) -> None:
-        """Refuse to go on with a peer that goes on asking and does not acknowledge the answers.
-
-        Raises:
-            ProtocolError: Too many answers are held.
-        """
-        held = len(self.held or ())
-        if held > self._limit + self._messages:
-            raise ProtocolError(
-                f"{held} answers wait for an acknowledgement of what was sent before",
-                close_code=CloseCode.FLOOD,
-            )
 
     def execute(self, handler: Handler, data: Any) -> Any:
         """Run a handler until it suspends.
@@ -435,109 +381,21 @@ class Serving:
         try:
             if running.stopped is not None:
                 raise why_stopped(future, running.stopped, running.handler.name)
-            self._answer(id, running.handler, future.result(), running.response_headers)
+            self._answers.result(id, running.handler, future.result(), running.response_headers)
         except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
             self._failed(id, running.handler, exc)
         finally:
             self._running.pop(id, None)
-
-    def _answer(
-        self,
-        id: int,
-        handler: Handler,
-        result: Any,
-        headers: dict[str, Any] | None = None,
-    ) -> None:
-        finish = handler.finish
-        if finish is not None:
-            result = finish(result)
-        if headers:
-            result = _with_headers(result, headers)
-        kind = type(result)
-        if kind is bytes and len(result) >= LARGE:
-            self._answer_large(id, result)
-            return
-        try:
-            if kind is Response:
-                value = self._encoder.pack(result.value)
-                body = b"\x92" + value + self._encoder.pack(dict(result.headers or {}))
-            else:
-                body = b"\x91" + self._encoder.pack(result)
-        except UNSENDABLE as exc:
-            raise self._encoder.explained(exc, result) from exc
-        if len(body) - 1 > self._value_max:
-            raise _result_too_large(len(body) - 1, self._value_max)
-        outlet = self._outlet
-        if outlet.full:
-            self.send(_RESPONSE, id, body)
-        else:
-            outlet.protocol.send(_RESPONSE, id, body)
-
-    def _answer_large(self, id: int, result: bytes) -> None:
-        if len(result) > self._value_max:
-            raise _result_too_large(len(result), self._value_max)
-        split = self._encoder.split(result)
-        assert split is not None
-        if self._outlet.full:
-            self.send(_RESPONSE, id, b"\x91" + split[0] + split[1])
-        else:
-            self._outlet.send_split(_RESPONSE, id, b"\x91" + split[0], split[1])
-
-    def send(self, word: int, id: int, payload: bytes, *, slot: bool = True) -> None:
-        """Send an answer, or hold it while the peer does not acknowledge what it has.
-
-        Args:
-            word: Type and flags.
-            id: The correlation id.
-            payload: MessagePack.
-            slot: Whether it answers a call, which has its slot until the answer has left.
-        """
-        if self._outlet.full:
-            if self.held is None:
-                self.held = deque()
-            self.held.append((word, id, payload, slot))
-            self._held_bytes += len(payload)
-            self._held_calls += slot
-            self._outlet.head.grown()
-        else:
-            self._outlet.protocol.send(word, id, payload)
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the answers that wait because the outbox is full."""
-        return self._held_bytes
 
     def queued_bytes(self) -> int:
         """Return the bytes of the calls that wait for a thread."""
         threads = (one.future for one in self._running.values() if type(one.future) is ThreadFuture)
         return sum(thread.size for thread in threads if thread.queued)
 
-    def room(self) -> None:
-        """Go on: the outlet has room again."""
-        while self.held and not self._outlet.full:
-            word, id, payload, slot = self.held.popleft()
-            self._held_bytes -= len(payload)
-            self._held_calls -= slot
-            self._outlet.protocol.send(word, id, payload)
-            self._outlet.flush()
-
     def _failed(self, id: int, handler: Handler, error: BaseException) -> None:
-        self.refuse(id, as_rpc_error(error, handler.name, debug=self.debug))
+        self._answers.error(id, as_rpc_error(error, handler.name, debug=self.debug))
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
-
-    def refuse(self, id: int, error: RPCError, *, slot: bool = True) -> None:
-        """Answer with an error; see `send`."""
-        code, message = error.code, text_of(error.message)
-        try:
-            payload = self._encoder.pack([code, message, error.to_wire()])
-            decode(payload)  # keys that are no text are noticed only there
-        except (*UNSENDABLE, RPCError):
-            logger.exception("the details of %s cannot be sent", type(error).__name__)
-            payload = self._encoder.pack([code, message[:1000], {}])
-        if len(payload) > self._value_max:
-            payload = self._encoder.pack([code, message[:1000], {}])
-        self.send(_ERROR, id, payload, slot=slot)
 
     def cancel(self, id: int) -> bool:
         """Take CANCEL; False when no handler runs for that id."""
@@ -578,15 +436,6 @@ class Serving:
         """Stop every handler: the connection has gone, and with it who would read the answers."""
         self.stop_all(CallCancelled("the connection has gone"))
         self._running, self._requests = {}, _NO_REQUESTS
-        self.held = None
-        self._held_bytes = self._held_calls = 0
-
-
-def _with_headers(result: Any, headers: dict[str, Any]) -> Response[Any]:
-    """Return a result with further headers, those that it has itself before these."""
-    if type(result) is Response:
-        return Response(result.value, {**headers, **(result.headers or {})})
-    return Response(result, headers)
 
 
 def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
@@ -617,10 +466,3 @@ def _with_meta(body: Any) -> tuple[Any, Any, int | None, dict[str, Any]]:
 
 def _bad_request(text: str) -> ProtocolError:
     return ProtocolError(f"bad RPC_REQUEST: {text}", close_code=CloseCode.BAD_PAYLOAD)
-
-
-def _result_too_large(size: int, limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"the result takes {size} bytes and the caller accepts {limit}; "
-        "raise the caller's Limits.max_payload"
-    )

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from conduit.exceptions import ConnectionClosed
 from conduit.rpc.caller import Caller, convert, data
+from conduit.transport.answers import Response
 from conduit.transport.requests import DEFAULT
-from conduit.transport.serving import Response
 from conduit.transport.stream_call import OpenCall
 
 T = TypeVar("T")

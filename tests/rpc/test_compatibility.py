@@ -22,7 +22,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from conduit.rpc.compatibility import differences, misfits
 from conduit.rpc.method import Method
-from conduit.transport.serving import Response
+from conduit.transport.answers import Response
 from conduit.transport.stream_call import StreamCall
 from conduit.transport.streaming import Stream
 

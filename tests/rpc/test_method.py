@@ -30,8 +30,8 @@ from typing_extensions import TypedDict
 
 from conduit.exceptions import InvalidParams
 from conduit.rpc.method import MessageHandler, Method
+from conduit.transport.answers import Response
 from conduit.transport.connection import Connection
-from conduit.transport.serving import Response
 
 T = TypeVar("T")
 THE_CONNECTION: Any = object()

@@ -451,8 +451,11 @@ class World:
     @property
     def busy(self) -> bool:
         """Whether a caller, a handler or a queue of messages goes on."""
-        messages = [side.connection._messages for side in self.sides]
-        queued = any(one._reliable or one._inbox or one._best_effort for one in messages)
+        connections = [side.connection for side in self.sides]
+        queued = any(
+            one._messages._reliable or one._inbox._inbox or one._inbox._best_effort
+            for one in connections
+        )
         return queued or bool(self.tasks) or any(call.begun > call.ended for call in self.calls)
 
     @property

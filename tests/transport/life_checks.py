@@ -12,11 +12,11 @@ from tests.transport.pair import Side
 
 def check_credit(side: Side, other: Connection) -> None:
     """No credit is negative, and none comes from nowhere."""
-    messages = side.connection._messages
-    assert 0 <= messages._count <= messages._granted
-    assert 0 <= messages._open_count <= messages._window[0]
-    assert 0 <= messages._owed_count <= messages._open_count
-    assert messages._count + other._messages._open_count <= messages._granted
+    messages, inbox = side.connection._messages, side.connection._inbox
+    assert 0 <= messages._count <= inbox._granted
+    assert 0 <= inbox._open_count <= inbox._window[0]
+    assert 0 <= inbox._owed_count <= inbox._open_count
+    assert messages._count + other._inbox._open_count <= inbox._granted
     mine, theirs = side.connection._streams, other._streams
     for id, (sender, receiver, _) in (mine._open if mine is not None else {}).items():
         if sender is not None:
@@ -32,21 +32,18 @@ def check_credit(side: Side, other: Connection) -> None:
 
 def check_tables(connection: Connection) -> None:
     """No more than is allowed, nothing miscounted, and no deadline without a timer."""
-    calls, serving, session = (
-        connection._calls,
-        connection._serving,
-        connection._protocol.session,
-    )
+    calls, serving, answers = connection._calls, connection._serving, connection._answers
+    session = connection._protocol.session
     assert len(calls._pending) <= max(1, calls._limit)
-    assert len(serving._running) + serving._held_calls <= max(1, serving._limit)
-    assert len(serving.held or ()) <= serving._limit + serving._messages
+    assert len(serving._running) + answers.held_calls <= max(1, serving._limit)
+    assert len(answers.held or ()) <= answers._most
     assert not serving._refusals, "a caller heeds the limit by itself"
     assert session.outbox_bytes == sum(size for _, size, _ in session._outbox) >= 0
-    assert serving._held_bytes == sum(len(payload) for _, _, payload, _ in serving.held or ())
-    assert serving._held_calls == sum(slot for _, _, _, slot in serving.held or ())
-    messages = connection._messages
-    assert messages._inbox_bytes == sum(size for _, size in messages._inbox or ())
-    assert messages._best_effort_bytes == sum(size for _, size in messages._best_effort or ())
+    assert answers.held_bytes == sum(len(payload) for _, _, payload, _ in answers.held or ())
+    assert answers.held_calls == sum(slot for _, _, _, slot in answers.held or ())
+    inbox = connection._inbox
+    assert inbox._inbox_bytes == sum(size for _, size in inbox._inbox or ())
+    assert inbox._best_effort_bytes == sum(size for _, size in inbox._best_effort or ())
     assert connection.weigh() >= session.outbox_bytes
     entries = (*calls._pending.values(), *calls._replies.values())
     deadlines = [entry[1] for entry in entries]
@@ -57,15 +54,15 @@ def check_tables(connection: Connection) -> None:
 def check_agreement(connection: Connection, other: Connection) -> None:
     """When nothing is under way, both sides know the same of what this one has asked for."""
     mine, theirs = connection._calls, other._serving
-    waiting = {message.id for message, _ in other._messages._inbox or () if message.id}
+    waiting = {message.id for message, _ in other._inbox._inbox or () if message.id}
     known = {*theirs._running, *theirs._requests, *waiting}
-    known |= {id for _, id, _, _ in theirs.held or () if id}
+    known |= {id for _, id, _, _ in other._answers.held or () if id}
     asked = {*mine._pending, *mine._replies}
     assert asked == known, f"asked for {asked}, and there are {known}"
     messages = connection._messages
-    window = other._messages._window
-    count = messages._count + other._messages._open_count
-    size = messages._bytes + other._messages._open_bytes
+    window = other._inbox._window
+    count = messages._count + other._inbox._open_count
+    size = messages._bytes + other._inbox._open_bytes
     assert (count, size) == window, f"credit for {(count, size)} in place of {window}"
     _check_streams_agree(connection._streams, other._streams)
 
@@ -85,13 +82,13 @@ def _check_streams_agree(mine: Streams | None, theirs: Streams | None) -> None:
 def check_nothing_open(side: Side) -> None:
     """No table has an entry, no queue a message, and no request two answers."""
     connection = side.connection
-    messages, serving = connection._messages, connection._serving
+    messages, inbox, serving = connection._messages, connection._inbox, connection._serving
     assert not (connection._calls._pending or connection._calls._replies)
     assert not connection._calls._line.waiters
-    assert not (serving._running or serving._requests or serving.held)
-    assert not (messages._running or messages._line.waiters or messages._reliable)
-    assert not (messages._inbox or messages._best_effort or messages.held_bytes)
-    assert not messages._busy
+    assert not (serving._running or serving._requests or connection._answers.held)
+    assert not (inbox._running or messages._line.waiters or messages._reliable)
+    assert not (inbox._inbox or inbox._best_effort or inbox.held_bytes)
+    assert not inbox._busy
     assert connection._streams is None or not connection._streams._open
     finals = (FrameType.RPC_RESPONSE, FrameType.RPC_ERROR)
     answered = [frame.id for frame in side.link.frames if frame.type in finals]

@@ -22,8 +22,8 @@ from conduit.exceptions import (
     RPCTimeout,
 )
 from conduit.protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType
+from conduit.transport.answers import Response
 from conduit.transport.connection import Connection
-from conduit.transport.serving import Response
 from tests.transport.pair import (
     MemoryLink,
     Pair,

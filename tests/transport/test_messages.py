@@ -696,7 +696,7 @@ async def test_of_broadcasts_that_wait_the_oldest_are_dropped() -> None:
         await turns()
         assert slow.ended == [0, *range(300 - 256, 300)]
         # Nothing but the counter tells of what was dropped.
-        assert pair.client.connection._messages.dropped == 300 - 257
+        assert pair.client.connection._inbox.dropped == 300 - 257
         assert pair.client.link.sent(FrameType.STREAM_CREDIT) == [], "they cost nothing"
 
 
@@ -709,12 +709,12 @@ async def test_so_are_those_that_are_too_many_bytes(size: int, kept: int) -> Non
             await turns(3)
         await until(lambda: slow.began)
         await turns()
-        assert pair.client.connection._messages.held_bytes < max(10_000, size + 100)
+        assert pair.client.connection._inbox.held_bytes < max(10_000, size + 100)
         await slow.let_go(20)
         await turns()
         assert [number for number, _ in slow.ended] == [0, *range(20 - kept, 20)]
         assert pair.client.connection.dropped == 19 - kept
-        assert pair.client.connection._messages.held_bytes == 0
+        assert pair.client.connection._inbox.held_bytes == 0
 
 
 async def test_a_broadcast_is_not_pushed_to_a_peer_that_does_not_keep_up() -> None:

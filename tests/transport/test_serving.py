@@ -27,8 +27,8 @@ from conduit.exceptions import (
 )
 from conduit.protocol.frames import CloseCode, FrameType
 from conduit.rpc.context import Context
+from conduit.transport.answers import Response
 from conduit.transport.connection import Connection
-from conduit.transport.serving import Response
 from tests.transport.pair import Pair, Side, SocketPair, run, settings, turns, until, within
 
 
