@@ -62,6 +62,7 @@ LAYERS = [
         "transport.thread_items",
     },
     {"transport.inlet", "transport.settings", "transport.streaming"},
+    {"transport.parts"},
     {"rpc.contract", "rpc.retry", "rpc.validation"},
     {"rpc.streams"},
     {"rpc.interface"},

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
 from typing import Any, Generic, Protocol, cast
 
 from typing_extensions import TypeVar
@@ -17,29 +16,22 @@ from typing_extensions import TypeVar
 from ..exceptions import ConnectionClosed, ProtocolError
 from ..protocol.cndt import CNDT
 from ..protocol.events import (
-    Event,
     KeysNeeded,
     Resumed,
     ResumeWanted,
     VerifierNeeded,
     WelcomeNeeded,
 )
-from ..protocol.frames import CloseCode, Payload
+from ..protocol.frames import CloseCode
 from ..protocol.session import Session
 from ..rpc.bind import Call
 from ..rpc.caller import Caller
-from .answers import Answers
-from .calls import Calls
-from .inbox import Inbox
-from .inlet import Inlet
-from .loop import Shared, Sweep, milliseconds
-from .messages import Messages
-from .outlet import Link, Outlet
-from .pings import Pings
-from .pulse import FRAME_RATE, FRAME_TIME, Pulse
-from .serving import Routes, Serving
+from .loop import Shared
+from .outlet import Link
+from .parts import Parts
+from .pulse import FRAME_RATE, FRAME_TIME
+from .serving import Routes
 from .settings import Settings
-from .streaming import Streams
 from .wire_log import WireLog
 
 __all__ = ["ACCEPTING", "CONNECTING", "KERNEL_PATIENCE", "Life", "Owner", "Question", "S"]
@@ -84,7 +76,7 @@ class Owner(Protocol):
         """The connection is over: called once, also when the login failed."""
 
 
-class Life(ABC, Generic[S]):
+class Life(Parts, Generic[S]):
     """What there is to a connection from its first link to its end; see `Connection`.
 
     Args:
@@ -98,36 +90,20 @@ class Life(ABC, Generic[S]):
     """
 
     __slots__ = (
-        "_answers",
-        "_calls",
         "_cancels",
         "_ended",
-        "_error",
         "_expiry",
         "_first_id",
-        "_inbox",
         "_link",
-        "_loop",
-        "_messages",
         "_opened",
-        "_outlet",
         "_owner",
-        "_pings",
         "_polite",
-        "_protocol",
-        "_pulse",
         "_rpc",
-        "_serving",
-        "_settings",
-        "_shared",
         "_state",
-        "_streams",
-        "_sweep",
         "__weakref__",
         "address",
         "id",
         "identity",
-        "inlet",
         "keeps",
         "name",
         "roles",
@@ -145,74 +121,11 @@ class Life(ABC, Generic[S]):
         first_id: int,
         address: Any,
     ) -> None:
-        self._loop = loop
-        self._shared = shared
+        super().__init__(shared, loop, routes, settings, first_id=first_id)
         self._owner = owner
         self._first_id = first_id
-        self._protocol = CNDT(clock=milliseconds, allocate=shared.allocate)
-        self._settings = settings
-        self._outlet = Outlet(
-            loop,
-            self._protocol,
-            outbox_bytes=settings.outbox_bytes,
-            head=self,
-        )
-        self._sweep = Sweep(loop, self)
-        self._calls = Calls(
-            loop,
-            self._outlet,
-            shared.encoder,
-            shared.requests(settings.timeout),
-            self._sweep,
-            first_id=first_id,
-            timeout=settings.timeout,
-            backpressure=settings.backpressure,
-        )
-        window = settings.capabilities.window
-        self._answers = Answers(
-            self._outlet, shared.encoder, most=settings.capabilities.calls + window[0]
-        )
-        self._serving = Serving(
-            loop,
-            self,
-            routes,
-            self._answers,
-            shared.encoder,
-            shared.start,
-            self._sweep,
-            shared.handling,
-            keyed=settings.keyed,
-            limit=settings.capabilities.calls,
-            limit_of_all=settings.running,
-            longest=settings.longest,
-            debug=settings.debug,
-        )
-        self._streams: Streams | None = None
-        self._inbox = Inbox(
-            loop, self._outlet, shared.encoder, routes, self._answers, self._serving, window=window
-        )
-        self._messages = Messages(
-            self._outlet,
-            shared.encoder,
-            self._calls,
-            self._inbox,
-            backpressure=settings.backpressure,
-        )
-        self._pulse = Pulse(*settings.heartbeat)
-        self.inlet = Inlet(
-            loop,
-            self,
-            shared,
-            self._outlet,
-            self._pulse,
-            self._calls,
-            self._serving,
-            self._inbox,
-        )
         self._rpc: Caller | None = None
-        self._pings: Pings | None = None
         self._cancels = 0
-        self._error: ConnectionClosed | None = None
         self._opened = False
         self._link: Link | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -231,16 +144,6 @@ class Life(ABC, Generic[S]):
         state = "closed" if self.closed else "open" if self._opened else "logging in"
         state = "away" if self.away else state
         return f"<Connection {self.id[:8] or 'new'} {self.name!r} at {self.address} {state}>"
-
-    # What the inlet calls, in connection.py.
-
-    @abstractmethod
-    def rarer(self, type: int, id: int, payload: Payload) -> bool:
-        """Handle the frames that are seldom; True when a caller can go on."""
-
-    @abstractmethod
-    def happened(self, event: Event) -> None:
-        """Handle what is no frame: the login, the end, what the peer has acknowledged."""
 
     # What is known of it.
 
@@ -452,42 +355,6 @@ class Life(ABC, Generic[S]):
 
     # Time and room.
 
-    def room(self) -> None:
-        """Let those go on who wait: what is sent finds room again."""
-        self._answers.room()
-        self._calls.room()
-        self._inbox.room()
-        self._messages.room()
-        if self._streams is not None:
-            self._streams.room()
-
-    def grown(self) -> None:
-        """Count what waits here: it has become more, or may have."""
-        self._settings.buffers.count(self)
-
-    def swollen(self) -> None:
-        """Have room made before the next batch: many may come before the loop gets round to it."""
-        self._protocol.grew = False
-        self._settings.buffers.count(self)
-        self._settings.buffers.relieve()
-
-    def weigh(self) -> int:
-        """Return the bytes that wait here, for the peer or for handlers."""
-        self._outlet.set_mark()
-        return sum(self._waiting())
-
-    def _waiting(self) -> tuple[int, int]:
-        """Return the bytes that have come and wait for handlers, and those that wait for the peer.
-
-        What is unsent is in the outbox as well, but for broadcasts, and behind the end.
-        """
-        if self._error is not None:
-            return self._inbox.held_bytes, self._outlet.unsent()
-        taken, sent = self._streams.held_bytes() if self._streams is not None else (0, 0)
-        taken += self._protocol.held + self._inbox.held_bytes + self._serving.queued_bytes()
-        sent += self._answers.held_bytes + self._messages.reliable_bytes
-        return taken, sent + max(self._protocol.session.outbox_bytes, self._outlet.unsent())
-
     def overflow(self, reason: str) -> None:
         """End, because too much waits in all connections and most of it here."""
         taken, sent = self._waiting()
@@ -499,10 +366,6 @@ class Life(ABC, Generic[S]):
         else:  # behind what waits a CLOSE would not be read soon
             error = ConnectionClosed(reason, code=CloseCode.TOO_SLOW)
             self._close(error, abort=bool(self._outlet.unsent()))
-
-    def expire(self, now: float) -> float:
-        """End what is due of calls of both directions, and return the next deadline."""
-        return min(self._calls.expire(now), self._serving.expire(now))
 
     def beat(self, now: float, *, judge: bool) -> None:
         """Look after the connection, several times in each heartbeat interval."""
@@ -562,24 +425,10 @@ class Life(ABC, Generic[S]):
     def _end(
         self, error: ConnectionClosed, cause: Exception | None = None, *, abort: bool = False
     ) -> None:
-        self._error = error
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
-        self._outlet.end(error, abort=abort)
-        self._protocol.session.drop()
-        self._protocol.forget()
-        self._sweep.stop()
-        self._serving.end()
-        self._answers.end()
-        self._inbox.fail(handle_rest=self._polite)
-        self._messages.fail(error)
-        if self._streams is not None:
-            self._streams.fail(error)
-        self._calls.fail(error)
-        if self._pings is not None:
-            self._pings.fail(error)
-        self.grown()
+        self._end_parts(error, handle_rest=self._polite, abort=abort)
         self._owner.ended(self, cause or error)
         if self._link is None:
             self._over()
@@ -592,22 +441,10 @@ class Life(ABC, Generic[S]):
             self._untie()
 
     def _untie(self) -> bool:
-        """Take the parts from each other, so that they are freed without a garbage collection.
-
-        Collections that find hundreds of ended connections stop everybody for milliseconds.
-
-        Returns:
-            Whether that was possible already.
-        """
+        """Take the parts from each other; False if that is not possible yet."""
         if self._link is not None or self.handling:
             return False
-        self._settings.buffers.forget(self)
-        self._streams = None
-        self._protocol.forget()
-        self._outlet.forget()
-        self.inlet.forget()
-        self._serving.forget()
-        self._sweep.forget()
+        self._untie_parts()
         return True
 
     async def wait_closed(self) -> None:
