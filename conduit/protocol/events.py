@@ -6,7 +6,7 @@ on before the method of its class that the event names is called. The others are
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -72,8 +72,8 @@ class Capabilities:
             "stream": list(self.stream),
         }
 
-    @classmethod
-    def from_map(cls, received: Any) -> Capabilities:
+    @staticmethod
+    def from_map(received: Any) -> Capabilities:
         """Read the map of the peer; keys that are missing have their defaults.
 
         Raises:
@@ -84,21 +84,19 @@ class Capabilities:
         features = received.get("feat", [])
         if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
             raise ProtocolError("caps.feat must be a list of names")
-        claimed = cls(
-            frame_max=number("caps.frame_max", received.get("frame_max", 1024 * 1024)),
-            features=_KNOWN_FEATURES.intersection(features),
-            calls=number("caps.calls", received.get("calls", 256), least=0),
-            window=_credit(received, "window", WINDOW),
-            ttl=number("caps.ttl", received.get("ttl", 30_000), least=0),
-            stream=_credit(received, "stream", STREAM_WINDOW),
+        return _shared(
+            number("caps.frame_max", received.get("frame_max", 1024 * 1024)),
+            _KNOWN_FEATURES.intersection(features),
+            number("caps.calls", received.get("calls", 256), least=0),
+            _credit(received, "window", WINDOW),
+            number("caps.ttl", received.get("ttl", 30_000), least=0),
+            _credit(received, "stream", STREAM_WINDOW),
         )
-        return _shared(claimed)
 
 
-@lru_cache(maxsize=256)
-def _shared(claimed: Capabilities) -> Capabilities:
-    """Return one object for all peers that claim the same, as most do: each takes 400 bytes."""
-    return claimed
+# Most peers claim the same, and each would keep 400 bytes of it.
+_shared = lru_cache(maxsize=256)(Capabilities)
+_USUAL: Final = Capabilities()
 
 
 @dataclass(slots=True)
@@ -111,7 +109,7 @@ class Peer:
     identity: str = ""
     name: str = ""
     version: str = ""
-    capabilities: Capabilities = field(default_factory=Capabilities)
+    capabilities: Capabilities = _USUAL
     heartbeat: tuple[float, float] = (30.0, 90.0)
     keeps: float = 0.0
     """Seconds for which a server keeps the session of a client that has lost its link."""

@@ -29,11 +29,11 @@ exchange. `ValueError` and `RuntimeError` are mistakes of the calling code.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import re
 import unicodedata
+from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -528,15 +528,16 @@ def _checked_nonce(nonce: str) -> str:
 def _from_base64(text: str) -> bytes | None:
     """Decode base64 of the one form that encoding produces; None for any other text."""
     try:
-        decoded = base64.b64decode(text, validate=True)
+        decoded = a2b_base64(text)
     except ValueError:
         return None
-    # Unused bits of the last character could be anything, so compare with the way back.
+    # It passes over what is no base64, and unused bits of the last character could be anything, so
+    # compare with the way back.
     return decoded if _base64(decoded) == text else None
 
 
 def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+    return b2a_base64(data, newline=False).decode("ascii")
 
 
 def _equal(one: str, other: str) -> bool:
