@@ -116,6 +116,10 @@ def issue_certificate(folder: Path) -> tuple[Path, Path]:
     return folder / "server.pem", folder / "ca.pem"
 
 
+_DICE = random.SystemRandom()
+"""Hypothesis seeds the usual one, so that tests side by side would all want the same port."""
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a port that nobody listens on, for a program that has to be told one.
 
@@ -124,7 +128,7 @@ def free_port(host: str = "127.0.0.1") -> int:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
-        port = random.randrange(10_000, 32_768)
+        port = _DICE.randrange(10_000, 32_768)
         with socket.socket(family) as sock, contextlib.suppress(OSError):
             sock.bind((host, port))
             return port
