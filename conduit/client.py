@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, cast, overload
 
+from .attempts import Attempts
 from .descriptors import ClientDescriptor
 from .dialing import Dialer, Wish
-from .exceptions import (
-    AuthenticationError,
-    ConnectionClosed,
-    InterfaceMismatch,
-    ProtocolError,
-)
+from .exceptions import ConnectionClosed, InterfaceMismatch
 from .expected import Expected
 from .hooks import Hooks
 from .offline import Offline, Status
@@ -40,11 +35,6 @@ logger = logging.getLogger("conduit.client")
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
-
-LONGEST_DELAY = 30.0
-"""Seconds that the pause between two attempts to connect never exceeds."""
-STEADY = 30.0
-"""Seconds that a connection must last before the pauses start from the shortest again."""
 
 AFTERWARDS = 30.0
 """Seconds that message handlers have when the server has sent and closed."""
@@ -157,9 +147,8 @@ class Client:
         self._loss_told: asyncio.Task[None] | None = None
         self._disconnect_told: asyncio.Event
         self._closed: asyncio.Future[None] | None = None
-        self._failures = 0
-        self._ready_since = 0.0
         self._offline = Offline(self._settings.timeout)
+        self._attempts = Attempts(self.descriptor, self._offline)
         self._expected = Expected(self._background, logger, self.descriptor.connect_timeout)
         self.rpc = ClientCaller(self._offline, self._router, self._settings.timeout, self._expected)
 
@@ -263,7 +252,7 @@ class Client:
         loop = asyncio.get_running_loop()
         self._offline.become(Status.CONNECTING)
         self._closed = loop.create_future()
-        self._failures = 0
+        self._attempts.reset()
         self._reason = None
         self._attempt = attempt = loop.create_task(self._connect_first(retry))
         try:
@@ -288,7 +277,7 @@ class Client:
             raise closed_again(self._reason or ConnectionClosed("disconnected while connecting"))
 
     async def _connect_first(self, retry: bool) -> None:
-        await (self._try_again(pause=False) if retry else self._dial())
+        await (self._attempts.make(self._dial, pause=False) if retry else self._dial())
         connection = self._connection
         if connection is None:
             return
@@ -411,7 +400,7 @@ class Client:
             self._unhandled += connection.leave(self._offline)
             self._offline.waits = True
             self._connect_again(reason, lost=False)
-            self._failures = 0
+            self._attempts.reset()
 
     def _resume(self, connection: Connection, event: Resumed) -> None:
         """Let the connection that has lost its link go on over the one that has logged in."""
@@ -425,7 +414,7 @@ class Client:
     def _ready(self) -> None:
         self._offline.become(Status.READY)
         self._announced = False
-        self._ready_since = asyncio.get_running_loop().time()
+        self._attempts.ready()
         self._dialer.succeeded()
 
     def away(self, connection: Connection, reason: ConnectionClosed) -> None:
@@ -477,8 +466,7 @@ class Client:
         self._reason, self._announced = reason, True
         self._disconnect_told = asyncio.Event()
         self._offline.become(Status.RECONNECTING)
-        if asyncio.get_running_loop().time() - self._ready_since >= STEADY:
-            self._failures = 0
+        self._attempts.lost()
         logger.warning("connection lost (%s); connecting again", reason)
         self._reconnecting = self._background.start(self._reconnect(reason, lost=lost))
 
@@ -505,7 +493,7 @@ class Client:
         if self.status is not Status.RECONNECTING:
             return  # a hook has disconnected the client for good
         try:
-            await self._try_again()
+            await self._attempts.make(self._dial)
         except Exception as exc:  # noqa: BLE001  # whatever it is, there is nobody to raise it to
             logger.error("giving up the connection: %s", exc)
             if self._connection is not None:
@@ -521,34 +509,6 @@ class Client:
             await asyncio.wait([self._loss_told])
         self._expected.report_later()
         await self._hooks.tell("reconnect", self)
-
-    async def _try_again(self, *, pause: bool = True) -> None:
-        """Connect after random pauses that grow with each failure ("full jitter")."""
-        descriptor = self.descriptor
-        attempt = 0
-        while True:
-            if pause or attempt:
-                grown = descriptor.reconnect_delay * 2 ** min(self._failures, 16)
-                await asyncio.sleep(random.uniform(0, min(LONGEST_DELAY, grown)))
-            # Those are not counted that are made before a server has gone that goes away.
-            counts = self._connection is None or not self._connection.leaving
-            attempt += counts
-            self._failures += counts
-            try:
-                await self._dial()
-            except (AuthenticationError, ProtocolError):
-                raise
-            except Exception as exc:
-                if self.status is Status.CLOSED:
-                    return  # disconnected in the meantime, so it interests nobody
-                if not counts:
-                    logger.info("the server goes away, and nobody takes over yet: %s", exc)
-                    continue
-                logger.warning("attempt %d to connect failed: %s", attempt, exc)
-                if attempt == descriptor.reconnect_attempts:
-                    raise
-            else:
-                return
 
     # What users call.
 

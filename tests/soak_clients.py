@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import conduit.client
+import conduit.attempts
 from conduit import TLS, Client, Limits, Retry, Status
 from tests.acceptance.raw import AUTH_REQUEST, PASSWORD, LoginRefused, dial, frame, logged_in
 from tests.chaos_proxy import ChaosProxy
@@ -383,7 +383,7 @@ class Soak:
 
 async def main(plain: int, secured: int, authority: str, seconds: float, seed: int) -> None:
     # Pauses double with each attempt, and are not to grow beyond a moment here.
-    conduit.client.LONGEST_DELAY = 0.05
+    conduit.attempts.LONGEST_DELAY = 0.05
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds
     async with (

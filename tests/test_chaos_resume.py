@@ -238,7 +238,7 @@ async def test_all_is_done_once_whatever_happens_to_the_links(
     tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pauses double with each attempt, and are not to grow beyond a moment here.
-    monkeypatch.setattr("conduit.client.LONGEST_DELAY", 0.02)
+    monkeypatch.setattr("conduit.attempts.LONGEST_DELAY", 0.02)
     interval, timeout = 0.1, 0.4
     certificate, authority = issue_certificate(tmp_path) if tls else (None, None)
     server = new_server(
@@ -326,7 +326,7 @@ async def killable(folder: Path) -> AsyncIterator[Killed]:
 async def test_no_call_runs_twice_when_the_server_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conduit.client.LONGEST_DELAY", 0.02)
+    monkeypatch.setattr("conduit.attempts.LONGEST_DELAY", 0.02)
     loop = asyncio.get_running_loop()
     dice = random.Random(SEED)
     numbers = itertools.count(1)

@@ -473,7 +473,7 @@ async def test_disconnect_ends_connect_with_retry() -> None:
 async def test_disconnect_ends_connect_with_retry_at_every_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("conduit.client.LONGEST_DELAY", 0.0)
+    monkeypatch.setattr("conduit.attempts.LONGEST_DELAY", 0.0)
     for turns in range(1, 60):
         client = new_client(("127.0.0.1", free_port()), reconnect_attempts=0)
         connecting = asyncio.ensure_future(client.connect(retry=True))

@@ -76,7 +76,7 @@ LAYERS = [
     {"transport.listeners", "rpc.implementation"},
     {"rpc.router"},
     {"away", "expected", "hooks", "offline", "peers", "users"},
-    {"clients", "dialing"},
+    {"attempts", "clients", "dialing"},
     {"server", "client", "from_thread"},
     {"blocking"},
     {"cli", "stub"},
