@@ -76,7 +76,7 @@ LAYERS = [
     {"transport.listeners", "rpc.implementation"},
     {"rpc.router"},
     {"away", "expected", "hooks", "offline", "peers", "users"},
-    {"attempts", "clients", "dialing"},
+    {"attempts", "client_caller", "clients", "dialing"},
     {"server", "client", "from_thread"},
     {"blocking"},
     {"cli", "stub"},
