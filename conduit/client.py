@@ -12,7 +12,7 @@ from .attempts import Attempts
 from .client_caller import ClientCaller
 from .descriptors import ClientDescriptor
 from .dialing import Dialer, Wish
-from .exceptions import ConnectionClosed, InterfaceMismatch
+from .exceptions import ConnectionClosed
 from .expected import Expected
 from .hooks import Hooks
 from .offline import Offline, Status
@@ -36,8 +36,6 @@ T = TypeVar("T")
 
 AFTERWARDS = 30.0
 """Seconds that message handlers have when the server has sent and closed."""
-
-DIFFERENCES_SHOWN = 5
 
 _FINAL_CODES = (CloseCode.NORMAL, CloseCode.REFUSED)
 """Close codes by which a server says that it wants this client to stay away."""
@@ -211,8 +209,7 @@ class Client:
         if connection is None:
             return
         try:
-            if found := await self._expected.differences(connection):
-                raise _mismatch(connection.name, found)
+            await self._expected.check(connection)
         except BaseException:
             self._announced = True  # nobody has been told of it
             self._end()
@@ -491,13 +488,6 @@ class Client:
 def _as_announced(connection: Connection) -> bool:
     """Whether a server that has said that it goes away has closed when it was done."""
     return connection.reason is not None and connection.reason.code == CloseCode.GOING_AWAY
-
-
-def _mismatch(server: str, found: list[str]) -> InterfaceMismatch:
-    listed = "; ".join(found[:DIFFERENCES_SHOWN])
-    more = len(found) - DIFFERENCES_SHOWN
-    text = f"{server!r} does not fit: {listed}" + (f"; and {more} more" if more > 0 else "")
-    return InterfaceMismatch(text, differences=found)
 
 
 def _descriptor(

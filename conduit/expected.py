@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
-from .exceptions import ConnectionClosed, RPCError
+from .exceptions import ConnectionClosed, InterfaceMismatch, RPCError
 from .rpc.compatibility import differences
 from .rpc.interface import Style
 from .transport.background import Background
@@ -18,6 +18,8 @@ __all__ = ["Expected"]
 
 VERDICTS: Final = 256
 """What is remembered of interfaces and servers, before it is asked anew."""
+DIFFERENCES_SHOWN: Final = 5
+"""How many the text of an error names."""
 
 
 class Expected:
@@ -66,12 +68,16 @@ class Expected:
         for difference in await self._differences(connection, interfaces):
             self._logger.error("%r does not fit: %s", connection.name, difference)
 
-    async def differences(self, connection: Connection) -> list[str]:
-        """Return what keeps the interfaces from what a server offers.
+    async def check(self, connection: Connection) -> None:
+        """Hold the interfaces against what a server offers.
 
-        A server that does not say what it offers is logged, and no difference.
+        A server that does not say what it offers is logged, and fits.
+
+        Raises:
+            InterfaceMismatch: The server does not fit; the text says why.
         """
-        return await self._differences(connection, list(self._interfaces))
+        if found := await self._differences(connection, list(self._interfaces)):
+            raise _mismatch(connection.name, found)
 
     async def _differences(self, connection: Connection, interfaces: list[Any]) -> list[str]:
         fingerprint = connection.fingerprint
@@ -95,3 +101,10 @@ class Expected:
                 if fingerprint:
                     self._verdicts[interface, fingerprint] = found
         return [difference for found in known.values() for difference in found or ()]
+
+
+def _mismatch(server: str, found: list[str]) -> InterfaceMismatch:
+    listed = "; ".join(found[:DIFFERENCES_SHOWN])
+    more = len(found) - DIFFERENCES_SHOWN
+    text = f"{server!r} does not fit: {listed}" + (f"; and {more} more" if more > 0 else "")
+    return InterfaceMismatch(text, differences=found)
