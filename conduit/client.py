@@ -1,47 +1,23 @@
-"""The client: handlers, and one connection that is made again when it is lost."""
+"""The client as users hold it: handlers, hooks and messages; its connection is `ClientLife`'s."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
-from .attempts import Attempts
 from .client_caller import ClientCaller
+from .client_life import ClientLife
 from .descriptors import ClientDescriptor
-from .dialing import Dialer, Wish
-from .exceptions import ConnectionClosed
-from .expected import Expected
-from .hooks import Hooks
-from .offline import Offline, Status
-from .protocol.events import KeysNeeded, Resumed
-from .protocol.frames import CloseCode
-from .protocol.session import Session
-from .rpc.router import Router
-from .transport.background import Background
-from .transport.calls import closed_again
-from .transport.connection import Connection, outlast_links
-from .transport.life import Question
+from .offline import Status
+from .transport.connection import Connection
 from .transport.requests import DEFAULT, Default
-from .transport.settings import Settings
 
 __all__ = ["Client", "ClientCaller", "Status"]
 
-logger = logging.getLogger("conduit.client")
-
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
-
-AFTERWARDS = 30.0
-"""Seconds that message handlers have when the server has sent and closed."""
-
-_FINAL_CODES = (CloseCode.NORMAL, CloseCode.REFUSED)
-"""Close codes by which a server says that it wants this client to stay away."""
 
 
-class Client:
+class Client(ClientLife):
     """Connects to a server, calls its methods and handles its messages.
 
     Args:
@@ -58,26 +34,7 @@ class Client:
     def __init__(
         self, target: ClientDescriptor | str | Sequence[str] | None = None, **fields: Any
     ) -> None:
-        self.descriptor = _descriptor(target, fields)
-        self._settings = Settings.of(self.descriptor)
-        self._router = Router(with_connection=False)
-        self._hooks = Hooks(logger)
-        self._background = Background(logger)
-        self._dialer = Dialer(self.descriptor, self._settings, self._router, self._background)
-        self._connection: Connection | None = None
-        self._left: set[Connection] = set()
-        self._unhandled: list[bytes] = []
-        self._attempt: asyncio.Task[None] | None = None
-        self._reconnecting: asyncio.Task[None] | None = None
-        self._reason: ConnectionClosed | None = None
-        self._announced = False
-        self._loss_told: asyncio.Task[None] | None = None
-        self._disconnect_told: asyncio.Event
-        self._closed: asyncio.Future[None] | None = None
-        self._offline = Offline(self._settings.timeout)
-        self._attempts = Attempts(self.descriptor, self._offline)
-        self._expected = Expected(self._background, logger, self.descriptor.connect_timeout)
-        self.rpc = ClientCaller(self._offline, self._router, self._settings.timeout, self._expected)
+        super().__init__(_descriptor(target, fields))
 
     # Handlers and hooks.
 
@@ -154,288 +111,6 @@ class Client:
         """Register a hook `(client)` that runs after a new session was made with the server."""
         return self._hooks.decorator("reconnect", function)
 
-    # Life.
-
-    async def connect(self, *, retry: bool = False) -> None:
-        """Connect and log in.
-
-        Cancelling it leaves the client unconnected.
-
-        Args:
-            retry: Try again, with growing pauses, as after a loss; a refused login ends that.
-
-        Raises:
-            OSError: The server cannot be reached; the text says what to check.
-            AuthenticationError: The login was refused, or the server could not prove itself.
-            Unavailable: The server is full.
-            ProtocolError: The peer does not speak this protocol, or another version.
-            ConnectionClosed: The server closed during the login or right behind it, or
-                `disconnect` was called in the meantime.
-            InterfaceMismatch: The server does not offer what `rpc.bind` relies on.
-            RuntimeError: The client is connected already.
-        """
-        if self.status not in (Status.IDLE, Status.CLOSED):
-            raise RuntimeError(f"the client is {self.status.value} already")
-        loop = asyncio.get_running_loop()
-        self._offline.become(Status.CONNECTING)
-        self._closed = loop.create_future()
-        self._attempts.reset()
-        self._reason = None
-        self._attempt = attempt = loop.create_task(self._connect_first(retry))
-        try:
-            await attempt
-        except BaseException as exc:
-            disconnected = self._attempt is not attempt
-            self._attempt = None
-            self._end()
-            if disconnected and isinstance(exc, asyncio.CancelledError):
-                raise ConnectionClosed("disconnected while connecting") from None
-            if self._connection is not None:  # cancelled when it was done, and not woken up yet
-                self._announced = True  # nobody has been told of it
-                await self.disconnect()
-            raise
-        self._attempt = None
-        try:
-            await self._hooks.tell("connect", self)
-        except BaseException:
-            await self.disconnect()
-            raise
-        if self._closed.done():
-            raise closed_again(self._reason or ConnectionClosed("disconnected while connecting"))
-
-    async def _connect_first(self, retry: bool) -> None:
-        await (self._attempts.make(self._dial, pause=False) if retry else self._dial())
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            await self._expected.check(connection)
-        except BaseException:
-            self._announced = True  # nobody has been told of it
-            self._end()
-            self._use(None)
-            await connection.close(CloseCode.NORMAL, "the client does not stay")
-            raise
-
-    async def disconnect(self) -> None:
-        """Close the connection and stay disconnected; calls in flight fail.
-
-        May be called at any time and more than once.
-        """
-        tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
-        self._attempt = self._reconnecting = None
-        connection = self._connection
-        self._use(None)
-        self._end()
-        tasks = [task for task in tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for one in (connection, *self._left):
-            if one is not None:
-                await one.close(CloseCode.NORMAL, "the client disconnects")
-        await self._settings.keyed.drain(0, asyncio.current_task())
-        await self._background.finish(self.descriptor.connect_timeout)
-        await outlast_links(self, self.descriptor.connect_timeout)
-
-    async def wait_closed(self) -> None:
-        """Wait until the client has disconnected for good; cancelling the wait changes nothing."""
-        if self._closed is not None:
-            await asyncio.shield(self._closed)
-
-    async def __aenter__(self: T) -> T:
-        await cast("Client", self).connect()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.disconnect()
-
-    def _end(self) -> None:
-        self._offline.become(Status.CLOSED)
-        if self._closed is not None and not self._closed.done():
-            self._closed.set_result(None)
-
-    async def _dial(self) -> None:
-        wish = Wish(self, self._resumable, self._is_connected, self._give_up)
-        await self._dialer.dial(wish)
-
-    def _resumable(self) -> Session | None:
-        away = self._connection
-        return None if away is None or not away.away else away.session
-
-    def _is_connected(self) -> bool:
-        return self.status is Status.READY and self._connection is not None
-
-    def _give_up(self, connection: Connection) -> None:
-        if connection is self._connection:
-            self._use(None)
-            if self.status is Status.READY:  # and nobody has been told of it
-                connecting = self._attempt is not None
-                self._offline.become(Status.CONNECTING if connecting else Status.RECONNECTING)
-
-    def _use(self, connection: Connection | None) -> None:
-        """Call through this connection from now on, or through none."""
-        self._connection = self._offline.connection = connection
-        self._expected.use(connection)
-        if connection is None:
-            self.rpc.use(self._offline.call, self._offline.stream)
-        else:
-            self.rpc.use(connection.call, connection.stream)
-
-    # What the connection calls.
-
-    def asked(self, connection: Connection, event: Question) -> None:
-        """Go on with the login of a connection."""
-        if isinstance(event, Resumed):
-            self._resume(connection, event)
-            return
-        assert isinstance(event, KeysNeeded)
-        self._dialer.prove(connection, event)
-
-    def opened(self, connection: Connection) -> None:
-        """Use the connection: the login is done."""
-        older = self._connection
-        if self.descriptor.reconnect_enabled:
-            connection.keeps = connection.protocol.peer.keeps
-        self._use(connection)
-        self._send_again(connection)
-        self._ready()
-        if older is not None and older.leaving:
-            self._left.add(older)
-        elif older is not None:
-            reason = "the server has not kept the session"
-            older.fail(ConnectionClosed(reason), CloseCode.ABNORMAL, reason)
-
-    def _send_again(self, connection: Connection) -> None:
-        """Send the messages that a server which has gone away has not handled."""
-        unhandled, self._unhandled = self._unhandled, []
-        for payload in unhandled:
-            if not connection.send_reliably(payload, sys.maxsize):
-                text = "a message of %d bytes is lost, because the next server accepts less"
-                logger.error(text, len(payload))
-
-    def leaving(self, connection: Connection, reason: ConnectionClosed) -> None:
-        """Look for another server, or for the next life of this one, while it ends its work."""
-        if (
-            connection is self._connection
-            and self._attempt is None  # or `connect` would have begun with one that ends
-            and self.status is Status.READY
-            and self.descriptor.reconnect_enabled
-        ):
-            self._unhandled += connection.leave(self._offline)
-            self._offline.waits = True
-            self._connect_again(reason, lost=False)
-            self._attempts.reset()
-
-    def _resume(self, connection: Connection, event: Resumed) -> None:
-        """Let the connection that has lost its link go on over the one that has logged in."""
-        older = self._connection
-        if older is None or not older.away:  # it has ended in the meantime
-            connection.fail(ConnectionClosed(reason := "the session is over"), 1000, reason)
-            return
-        self._ready()
-        older.take_over(connection, event.accepted, event.rest)
-
-    def _ready(self) -> None:
-        self._offline.become(Status.READY)
-        self._announced = False
-        self._attempts.ready()
-        self._dialer.succeeded()
-
-    def away(self, connection: Connection, reason: ConnectionClosed) -> None:
-        """Connect again: the link is lost, and the session is not."""
-        if connection is self._connection:  # not one that `disconnect` is about to close
-            self._connect_again(reason, lost=False)
-
-    def returned(self, connection: Connection) -> None:
-        """Do nothing: who has connected again knows it."""
-
-    def ended(self, connection: Connection, error: Exception) -> None:
-        """The connection is over, or the login failed."""
-        if connection.handling:
-            # The server has closed as it should, and what it sent before is still being handled.
-            self._background.start(connection.finish_messages(AFTERWARDS, None))
-        if connection in self._left:
-            self._left.discard(connection)
-            if self.status is not Status.CLOSED and not _as_announced(connection):
-                self._tell_of_loss(connection)
-        elif connection is self._connection:
-            self._use(None)
-            if self.status is Status.RECONNECTING:  # it was away for too long, or has gone away
-                self._tell_of_loss(connection)
-            else:
-                self._lost(connection.reason)
-        elif self._dialer.failed(connection, error):
-            return  # whoever dials tells of that
-        elif self.status is Status.READY and connection.id:  # another session has taken its place
-            self._tell_of_loss(connection)
-        elif self.status is Status.CLOSED and connection.id and not self._announced:
-            self._tell_of_end(connection.reason)
-
-    def _lost(self, reason: ConnectionClosed | None) -> None:
-        assert reason is not None
-        if self.descriptor.reconnect_enabled and reason.code not in _FINAL_CODES:
-            self._connect_again(reason, lost=True)
-        else:
-            self._reason = reason
-            self._end()
-            self._tell_of_end(reason)
-
-    def _connect_again(self, reason: ConnectionClosed, *, lost: bool) -> None:
-        """Make another connection.
-
-        Args:
-            reason: Why there is none.
-            lost: Whether the session is over as well.
-        """
-        self._reason, self._announced = reason, True
-        self._disconnect_told = asyncio.Event()
-        self._offline.become(Status.RECONNECTING)
-        self._attempts.lost()
-        logger.warning("connection lost (%s); connecting again", reason)
-        self._reconnecting = self._background.start(self._reconnect(reason, lost=lost))
-
-    def _tell_of_end(self, reason: ConnectionClosed | None) -> None:
-        if "disconnect" in self._hooks:
-            self._background.start(self._hooks.tell("disconnect", self, reason))
-
-    def _tell_of_loss(self, connection: Connection) -> None:
-        """Have `_reconnect` told of the session that is over, as soon as it may know."""
-        self._loss_told = self._background.start(self._tell_lost(connection.reason))
-
-    async def _tell_lost(self, reason: ConnectionClosed | None) -> None:
-        await self._disconnect_told.wait()
-        await self._hooks.tell("lost", self, reason)
-
-    async def _reconnect(self, reason: ConnectionClosed, *, lost: bool) -> None:
-        away = self._connection
-        try:
-            await self._hooks.tell("disconnect", self, reason)
-        finally:
-            self._disconnect_told.set()
-        if lost:
-            await self._hooks.tell("lost", self, reason)
-        if self.status is not Status.RECONNECTING:
-            return  # a hook has disconnected the client for good
-        try:
-            await self._attempts.make(self._dial)
-        except Exception as exc:  # noqa: BLE001  # whatever it is, there is nobody to raise it to
-            logger.error("giving up the connection: %s", exc)
-            if self._connection is not None:
-                self._connection.fail(reason, CloseCode.ABNORMAL, f"{reason}; {exc}")
-            self._end()
-            return
-        if self._connection is None:
-            return  # it is lost again already, and another one tells of that
-        if away is not None and self._connection is away:
-            await self._hooks.tell("resume", self)
-            return
-        if self._loss_told is not None:
-            await asyncio.wait([self._loss_told])
-        self._expected.report_later()
-        await self._hooks.tell("reconnect", self)
-
     # What users call.
 
     @property
@@ -483,11 +158,6 @@ class Client:
     async def ping(self) -> float:
         """Measure the time to the server and back, in seconds; see `Connection.ping`."""
         return await self.connection.ping()
-
-
-def _as_announced(connection: Connection) -> bool:
-    """Whether a server that has said that it goes away has closed when it was done."""
-    return connection.reason is not None and connection.reason.code == CloseCode.GOING_AWAY
 
 
 def _descriptor(

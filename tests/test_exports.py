@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ DOCUMENTED = [
 
 
 def public_members(cls: type) -> Iterator[tuple[str, Any]]:
-    """Yield the methods and properties that the class itself defines for its users."""
-    for name, member in vars(cls).items():
+    """Yield the methods and properties that conduit itself defines for users of the class."""
+    ours = [one for one in cls.__mro__ if one.__module__.partition(".")[0] == "conduit"]
+    for name, member in itertools.chain.from_iterable(vars(one).items() for one in ours):
         member = getattr(member, "__func__", member)  # classmethod, staticmethod
         if not name.startswith("_") and (inspect.isroutine(member) or isinstance(member, property)):
             yield name, member
