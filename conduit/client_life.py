@@ -137,7 +137,8 @@ class ClientLife:
     async def disconnect(self) -> None:
         """Close the connection and stay disconnected; calls in flight fail.
 
-        May be called at any time and more than once.
+        May be called at any time and more than once. Cancelling it closes all the same, and waits
+        for nothing.
         """
         tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
         self._attempt = self._reconnecting = None
@@ -147,11 +148,17 @@ class ClientLife:
         tasks = [task for task in tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for one in (connection, *self._left):
-            if one is not None:
-                await one.close(CloseCode.NORMAL, "the client disconnects")
+        reason = "the client disconnects"
+        closing = [one for one in (connection, *self._left) if one is not None]
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+            for one in closing:
+                await one.close(CloseCode.NORMAL, reason)
+        except BaseException:
+            for one in closing:
+                one.fail(ConnectionClosed(reason), CloseCode.NORMAL, reason)
+            raise
         await self._settings.keyed.drain(0, asyncio.current_task())
         await self._background.finish(self.descriptor.connect_timeout)
         await outlast_links(self, self.descriptor.connect_timeout)

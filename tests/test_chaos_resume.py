@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import random
 import signal
 import time
@@ -44,6 +45,12 @@ PATIENCE = 300.0
 DEADLINE = 2.0
 LATE = 1.0
 """Seconds by which a call may miss its deadline."""
+
+
+@pytest.fixture(autouse=True)
+def little_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """pytest keeps what is logged, and with it the frames of each error: gigabytes in long runs."""
+    caplog.set_level(logging.ERROR, "conduit")
 
 
 class Ledger:

@@ -536,6 +536,40 @@ async def test_disconnect_in_the_disconnect_hook_ends_the_reconnecting() -> None
             assert relay.attempts == 1
 
 
+async def test_a_disconnect_that_is_cancelled_closes_all_the_same() -> None:
+    async with new_server() as server:
+        client, entered, gone = new_client(server), asyncio.Event(), asyncio.Event()
+        begun, go = asyncio.Event(), asyncio.Event()
+
+        @server.rpc
+        async def work() -> None:
+            begun.set()
+            await go.wait()
+
+        @client.on_disconnect
+        async def clean_up(client: Client, reason: ConnectionClosed) -> None:
+            entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await gone.wait()
+
+        await client.connect()
+        calling = asyncio.ensure_future(client.rpc.call("work"))
+        await within(begun.wait(), SOON)
+        stopping = asyncio.ensure_future(server.stop(grace=60))  # the client leaves, with a call
+        await within(entered.wait(), SOON)
+        disconnecting = asyncio.ensure_future(client.disconnect())
+        await asyncio.sleep(0)
+        assert not disconnecting.done()  # it waits for the hook
+        disconnecting.cancel()
+        assert isinstance(await outcome(disconnecting), asyncio.CancelledError)
+        assert isinstance(await outcome(calling), ConnectionLost)
+        gone.set()
+        await within(stopping, SOON)  # long before the grace is over
+        await client.disconnect()
+
+
 async def test_a_connect_that_is_cancelled_in_its_hook_leaves_the_client_unconnected() -> None:
     async with new_server() as server:
         client, entered = new_client(server), asyncio.Event()
