@@ -1,4 +1,4 @@
-"""The `conduit` command: serve, call, discover, stub and ping, from a terminal or from a script.
+"""The `conduit` command: serve, call, stream, discover, stub, ping; from a terminal or a script.
 
 It needs the extra `cli`. `conduit --help` lists the exit codes.
 """
@@ -28,12 +28,13 @@ from . import (
     __version__,
     users,
 )
-from .cli import json_text, load_server, parse_parameters
+from .cli import items_of, json_text, load_server, parse_parameters
 from .protocol import tokens
 from .protocol.scram import DEFAULT_ITERATIONS
 from .signatures import deprecation, shown, signature
 from .stub import stub as stub_of
 from .transport import limited
+from .transport.thread_items import in_thread
 
 try:
     import typer
@@ -89,11 +90,25 @@ Insecure = Annotated[
 ]
 
 
+Method = Annotated[str, typer.Argument(metavar="METHOD", help="Its name.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME=VALUE",
+        help="A value that is not JSON is text. A single - reads all of them from stdin.",
+    ),
+]
+Whole = Annotated[
+    str | None,
+    typer.Option("--json", metavar="TEXT", help="All parameters as a JSON object or array."),
+]
+
+
 @app.callback(invoke_without_command=True)
 def conduit(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Serve, call, discover, stub and ping.
+    """Serve, call, stream, discover, stub and ping.
 
     \b
     Exit codes:
@@ -137,18 +152,9 @@ def serve(
 @app.command()
 def call(
     at: At,
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="Its name.")],
-    parameters: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME=VALUE",
-            help="A value that is not JSON is text. A single - reads all of them from stdin.",
-        ),
-    ] = None,
-    whole: Annotated[
-        str | None,
-        typer.Option("--json", metavar="TEXT", help="All parameters as a JSON object or array."),
-    ] = None,
+    method: Method,
+    parameters: Parameters = None,
+    whole: Whole = None,
     password: Password = None,
     user: User = None,
     timeout: Timeout = 10.0,
@@ -159,13 +165,7 @@ def call(
 
     For example: conduit call localhost:8080 add a=10 b=20
     """
-    words = parameters or []
-    try:
-        if words == ["-"] and whole is None:
-            words, whole = [], sys.stdin.read()
-        args = parse_parameters(words, whole)
-    except ValueError as exc:
-        _fail(USAGE, exc)
+    args = _arguments(parameters or [], whole)
     client = _client(at, password, user, timeout, ca, insecure)
 
     async def work() -> Any:
@@ -175,6 +175,53 @@ def call(
             _fail(USAGE, f"the call cannot be sent: {exc}")
 
     _print_json(_talk(client, work))
+
+
+@app.command()
+def stream(
+    at: At,
+    method: Method,
+    parameters: Parameters = None,
+    whole: Whole = None,
+    send: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="The parameter that takes a stream. Its items are the lines of stdin, as they "
+            "come; a line that is not JSON is text.",
+        ),
+    ] = None,
+    password: Password = None,
+    user: User = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for the login.")] = 10.0,
+    ca: CA = None,
+    insecure: Insecure = False,
+) -> None:
+    """Call a method that streams, and print its items as lines of JSON.
+
+    It goes on until the method ends, or Ctrl-C. A result behind the items is the last line.
+    For example: conduit stream localhost:8080 count to=3
+    """
+    args = _arguments(parameters or [], whole)
+    if send is not None:
+        if not isinstance(args, dict) or parameters == ["-"]:
+            _fail(USAGE, "--send needs parameters by name, and stdin for its items")
+        args[send] = in_thread(items_of(sys.stdin))
+    client = _client(at, password, user, timeout, ca, insecure)
+
+    async def work() -> None:
+        try:
+            async with client.rpc.stream(method, args) as run:
+                async for item in run:
+                    _print_json(item, whole=False)
+                result = await run.result()
+        except (TypeError, ValueError, OverflowError) as exc:
+            _fail(USAGE, f"the call cannot be sent: {exc}")
+        if result is not None:
+            _print_json(result, whole=False)
+
+    _talk(client, work)
 
 
 @app.command()
@@ -386,10 +433,22 @@ def _talk(client: Client, work: Callable[[], Awaitable[T]]) -> T:
         _fail(UNREACHABLE, exc)
 
 
-def _print_json(value: Any) -> None:
-    ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
+def _arguments(words: list[str], whole: str | None) -> dict[str, Any] | list[Any]:
+    """Read the parameters of a call from the command line, or from stdin."""
     try:
-        typer.echo(json_text(value, indent=2 if sys.stdout.isatty() else None, ascii=ascii))
+        if words == ["-"] and whole is None:
+            words, whole = [], sys.stdin.read()
+        return parse_parameters(words, whole)
+    except ValueError as exc:
+        _fail(USAGE, exc)
+
+
+def _print_json(value: Any, *, whole: bool = True) -> None:
+    """Print a value; `whole` if it is all that is printed, which a terminal shows in many lines."""
+    ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
+    indent = 2 if whole and sys.stdout.isatty() else None
+    try:
+        typer.echo(json_text(value, indent=indent, ascii=ascii))
     except ValueError as exc:
         _fail(ANSWERED, exc)
 

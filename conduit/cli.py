@@ -11,14 +11,14 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from .server import Server
 from .signatures import shown
 
-__all__ = ["json_text", "load_server", "parse_parameters"]
+__all__ = ["items_of", "json_text", "load_server", "parse_parameters"]
 
 BYTES: Final = "$base64"
 
@@ -53,11 +53,22 @@ def parse_parameters(words: Sequence[str], whole: str | None) -> dict[str, Any] 
             raise ValueError(f"{word!r} is not name=value")
         if name in parameters:
             raise ValueError(f"{name!r} is given twice")
-        try:
-            parameters[name] = _from_json(text)
-        except ValueError:
-            parameters[name] = text
+        parameters[name] = _json_or_text(text)
     return parameters
+
+
+def items_of(lines: Iterable[str]) -> Iterator[Any]:
+    """Yield what each line is, as it comes: JSON, or else text. Empty ones are nothing."""
+    for line in lines:
+        if text := line.rstrip("\r\n"):
+            yield _json_or_text(text)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return _from_json(text)
+    except ValueError:
+        return text
 
 
 def _from_json(text: str) -> Any:

@@ -43,9 +43,10 @@ def signature(method: Mapping[str, Any]) -> str:
     returns = method.get("returns")
     argument, items = method.get("argument"), method.get("items")
     if isinstance(argument, dict):
-        parameters.append(
-            f"{argument.get('name')}: AsyncIterator[{annotation(argument.get('items'))}]"
-        )
+        # Not told is where it stands; with no default of its own it cannot stand behind one.
+        place = next((at for at, one in enumerate(parameters) if " = " in one), len(parameters))
+        text = f"{argument.get('name')}: AsyncIterator[{annotation(argument.get('items'))}]"
+        parameters.insert(place, text)
     if items is not None and returns == {"type": "null"}:
         return (
             f"{method.get('name')}({', '.join(parameters)}) -> AsyncIterator[{annotation(items)}]"

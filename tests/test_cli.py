@@ -25,7 +25,7 @@ import trustme
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from conduit import TLS, Client, Connection, Server
+from conduit import TLS, Client, Connection, Server, Stream
 from conduit.__main__ import app, main
 from conduit.cli import json_text, load_server, parse_parameters
 from conduit.protocol.scram import Verifier
@@ -97,6 +97,21 @@ def new_server(**fields: Any) -> Server:
         await asyncio.Event().wait()
 
     @server.rpc
+    async def count(to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+
+    @server.rpc
+    async def total(numbers: AsyncIterator[Any], start: str = "") -> list[Any]:
+        return [start, [number async for number in numbers]]
+
+    @server.rpc
+    async def work(stream: Stream[str], steps: int) -> int:
+        for step in range(steps):
+            await stream.send(f"step {step}")
+        return steps
+
+    @server.rpc
     async def hang_up(client: Connection) -> None:
         server.start_task(client.close(1001, "enough of you"))
         await asyncio.Event().wait()
@@ -137,6 +152,41 @@ async def test_call_prints_the_result_as_json() -> None:
         assert (done.code, done.output) == (0, "3\n")
         done = await run("call", f"tcp://{at}", "add", "a=1")
         assert (done.code, done.output) == (0, "1\n")
+
+
+async def test_stream_prints_each_item_and_what_comes_behind_them() -> None:
+    async with serving() as at:
+        for arguments, given, output in (
+            (["count", "to=3"], None, "0\n1\n2\n"),
+            (["count", "--json", "[2]"], None, "0\n1\n"),
+            (["count", "-"], '{"to": 1}', "0\n"),
+            (["work", "steps=2"], None, '"step 0"\n"step 1"\n2\n'),
+            (["add", "a=1"], None, "1\n"),
+            (
+                ["total", "--send", "numbers", "start=x"],
+                'not JSON\n\n{"a": 1}\r\n2.5',
+                '["x", ["not JSON", {"a": 1}, 2.5]]\n',
+            ),
+        ):
+            done = await run("stream", at, *arguments, given=given)
+            assert (done.code, done.output, done.errors) == (0, output, ""), arguments
+
+
+async def test_a_stream_that_cannot_be_is_told_in_one_line() -> None:
+    async with serving() as at:
+        for arguments, code, why in (
+            (["count", "to=x"], 1, "^invalid_params: 'count': to: "),
+            (["total", "--send", "others"], 1, "^invalid_params: 'total' takes a stream as 'num"),
+            (["total"], 1, "^invalid_params: "),
+            (["count", "to"], 2, "^'to' is not name=value$"),
+            (
+                ["total", "--send", "numbers", "--json", "[1]"],
+                2,
+                "^--send needs parameters by name",
+            ),
+            (["total", "--send", "numbers", "-"], 2, "^--send needs parameters by name, and stdin"),
+        ):
+            assert (await run("stream", at, *arguments, given="{}")).failed(code, why)
 
 
 async def test_an_answer_with_an_error_is_1_with_its_code() -> None:
@@ -285,10 +335,13 @@ async def test_discover_lists_one_method_a_line() -> None:
         done = await run("discover", at)
         assert done.code == 0
         assert done.output.splitlines() == [
-            "add(a: int, b: int = 0) -> int  Add two numbers.",
+            f"{'add(a: int, b: int = 0) -> int':44}  Add two numbers.",
             "echo(value: Any)",
             "reverse(data: bytes) -> bytes",
             "sleep() -> None",
+            "count(to: int) -> AsyncIterator[int]",
+            "total(numbers: AsyncIterator[Any], start: str = '') -> list",
+            "work(steps: int, stream: Stream[str]) -> int",
             "hang_up() -> None",
         ]
         methods = json.loads((await run("discover", at, "--json")).output)
