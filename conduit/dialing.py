@@ -141,6 +141,7 @@ class Dialer:
                 tls=client_context(tls) if address.tls else None,
                 server_name=tls.server_name if isinstance(tls, TLS) else None,
                 prefer_ipv6=self._descriptor.use_ipv6,
+                patience=self._descriptor.connect_timeout,
             )
             await login
         except BaseException as exc:

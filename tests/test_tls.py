@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ssl
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import trustme
 import conduit
 from conduit import TLS, Client, Limits, Server
 from tests.acceptance.raw import PASSWORD, VERIFIER
-from tests.acceptance.support import within
+from tests.acceptance.support import until, within
 
 
 class Certificates:
@@ -232,3 +234,31 @@ async def test_binding_can_be_switched_off_for_a_proxy_that_ends_tls(
                 tls=TLS(ca=certificates.ca, channel_binding=False),
             )
             await works(client)
+
+
+async def give_up(server: Server, tls: TLS, turns: int) -> weakref.ref[Client]:
+    """Begin to connect, and go away after so many turns of the loop."""
+    client = client_of(server, tls, connect_timeout=0.2)
+    connecting = asyncio.ensure_future(client.connect())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    connecting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await connecting
+    await client.disconnect()
+    return weakref.ref(client)
+
+
+async def test_a_client_that_has_given_up_a_handshake_is_not_kept(
+    certificates: Certificates,
+) -> None:
+    """uvloop keeps it for as long as the handshake might have taken, which is a minute for it."""
+    async with serving(TLS(certificate=certificates.server)) as server:
+        tls = TLS(ca=certificates.ca)
+        clients = [await give_up(server, tls, turns) for turns in list(range(40)) * 3]
+
+        def gone() -> bool:
+            gc.collect()
+            return not any(client() for client in clients)
+
+        await until(gone)

@@ -221,10 +221,20 @@ async def connect(
     tls: ssl.SSLContext | None,
     server_name: str | None,
     prefer_ipv6: bool,
+    patience: float,
 ) -> Connection:
     """Return a connection whose link is up; the login is still to come.
 
     A name that has several addresses is tried in order, those of the preferred family first.
+
+    Args:
+        address: Where to connect to.
+        make: Makes the connection.
+        tls: The context for TLS; None for plain TCP.
+        server_name: Whom the certificate must name, if that is not the host.
+        prefer_ipv6: Which family comes first.
+        patience: Seconds that the caller waits for all of it. uvloop keeps what belongs to a
+            TLS handshake that nobody waits for any more for as long as that may take.
 
     Raises:
         OSError: The name does not resolve, or nothing answers; the text says what to check.
@@ -250,6 +260,7 @@ async def connect(
                 family=family,
                 ssl=tls,
                 server_hostname=(server_name or address.host) if tls is not None else None,
+                ssl_handshake_timeout=patience if tls is not None else None,
             )
         except asyncio.CancelledError:
             for connection in made:  # uvloop does not tell the links of a cancelled connect

@@ -67,6 +67,7 @@ async def dial(address: Address, *, ipv6: bool = False, tls: Any = None) -> Side
         tls=tls,
         server_name=None,
         prefer_ipv6=ipv6,
+        patience=10.0,
     )
     assert made is side.connection
     await within(side.ready)
