@@ -16,9 +16,10 @@ from conduit.protocol.cndt import State
 from conduit.protocol.events import Broken, Capabilities, Event
 from conduit.protocol.frames import HEADER, FrameType, NotConduit, Payload, word
 from conduit.protocol.payload import decode
+from fuzz.peers import peer_at
 from fuzz.source import Source
 from tests.golden_frames import GOLDEN
-from tests.protocol.pair import STATES, feed, frames_of, login_frames, peer_in, written
+from tests.protocol.pair import STATES, feed, frames_of, login_frames, written
 
 CAPABILITIES: Final = Capabilities(frame_max=2000, features=frozenset({"zlib"}))
 KNOWN: Final = tuple(int(type) for type in FrameType)
@@ -50,7 +51,7 @@ def run(data: bytes) -> None:
     side, state = source.choose(STATES)
     stream = b"".join(_pieces(source))
     with small_frames(state):
-        one, other = (peer_in(side, state, capabilities=CAPABILITIES) for _ in range(2))
+        one, other = (peer_at(side, state, CAPABILITIES) for _ in range(2))
         whole = feed(one, stream)
         cut = feed(other, stream, source.cut)
     for peer in (one, other):

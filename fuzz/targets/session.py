@@ -23,6 +23,7 @@ from conduit.protocol.frames import (
     word,
 )
 from conduit.protocol.payload import decode, read_credit
+from fuzz.peers import open_pair
 from fuzz.source import Source
 from fuzz.targets.parser import small_frames
 from tests.protocol.pair import Clock, Pair, Side, feed, frames_of, welcome
@@ -93,12 +94,7 @@ class Other:
 
 def run(data: bytes) -> None:
     source = Source(data)
-    clock = Clock()
-    pair = Pair(
-        client={"user": None, "capabilities": CAPABILITIES},
-        server={"anonymous": True, "capabilities": CAPABILITIES, "compress": True},
-        on_welcome=welcome,
-    ).log_in()
+    pair = open_pair(_log_in)
     side = pair.server if source.below(2) else pair.client
     other = Other(source, side)
     with small_frames():
@@ -110,7 +106,7 @@ def run(data: bytes) -> None:
                 for event in feed(side.peer, stream, source.cut):
                     _check(side.peer, other, event)
             else:
-                _act(source, side.peer, clock)
+                _act(source, side.peer, pair.clock)
     session = side.peer.session
     assert session.received == other.accepted
     assert session.reported <= session.received
@@ -118,6 +114,14 @@ def run(data: bytes) -> None:
     side.wrote += b"".join(side.peer.take())
     frames_of(side.wrote)
     _read_by_another(pair, side)
+
+
+def _log_in() -> Pair:
+    return Pair(
+        client={"user": None, "capabilities": CAPABILITIES},
+        server={"anonymous": True, "capabilities": CAPABILITIES, "compress": True},
+        on_welcome=welcome,
+    ).log_in()
 
 
 def _check(peer: CNDT, other: Other, event: Event) -> None:
