@@ -143,7 +143,9 @@ def _act(source: Source, peer: CNDT, clock: Clock) -> None:
     """Do what an owner does between two reads."""
     kind = source.below(7)
     if kind < 2:
-        peer.send(REQUEST if kind else ANSWER, 2 * source.byte(), source.packed() * 9)
+        # An owner sends no more than the other side accepts.
+        payload = (source.packed() * 9)[: CAPABILITIES.frame_max]
+        peer.send(REQUEST if kind else ANSWER, 2 * source.byte(), payload)
     elif kind == 2:
         peer.send_split(ANSWER, 1, b"\x91\xc6\0\0\x01\0", bytes(256))
     elif kind == 3 and peer.may_ping():
