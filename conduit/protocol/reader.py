@@ -68,10 +68,11 @@ _MESSAGE: Final = int(FrameType.MESSAGE)
 _RPC_ERROR: Final = int(FrameType.RPC_ERROR)
 _RPC_REQUEST: Final = int(FrameType.RPC_REQUEST)
 
-Kind = tuple[int, int, bool, bool, bool, bool, bool]
-"""What a word says: type, flags, and whether the frame is sequenced, whether it opens a call or a
-request, whether it needs the checks of the rarer frames, whether it is compressed, and whether it
-is sequenced and nothing else of these, as most answers are: nothing but its number is checked."""
+Kind = tuple[int, int, bool, bool, tuple[bool, bool, bool]]
+"""What a word says: type, flags, whether the frame opens a call or a request, whether it is common;
+and of those that are not, whether they are sequenced, need the checks of the rarer frames, and are
+compressed. Common is what is sequenced and neither rare nor compressed, as nearly all frames are.
+"""
 
 
 def _kind(type: int, flags: int) -> Kind:
@@ -79,8 +80,8 @@ def _kind(type: int, flags: int) -> Kind:
     opens = type == _RPC_REQUEST or (type == _MESSAGE and sequenced and not flags & REPLY)
     rare = type > _RPC_ERROR or (type > 0 and not sequenced)
     compressed = bool(flags & COMPRESSED)
-    answer = sequenced and not (opens or rare or compressed)
-    return type, flags, sequenced, opens, rare, compressed, answer
+    common = sequenced and not (rare or compressed)
+    return type, flags, opens, common, (sequenced, rare, compressed)
 
 
 IGNORED: Final = _kind(0, 0)
@@ -234,20 +235,31 @@ class FrameReader(FrameWriter, ABC):
         received = before = session.received
         last_id, wants_id = self._last_id, self.wants_id
         start, end, known = 0, len(data), -1
-        type, flags, sequenced, opens, checked, compressed, answer = IGNORED
+        last_start = end - HEADER_SIZE
+        type, flags, opens, common, others = IGNORED
         try:
-            while end - start >= HEADER_SIZE:
+            while start <= last_start:
                 first, size, id, number = _unpack(data, start)
                 if first != known:  # mostly the word of the frame before
                     kind = self.accepts.get(first) or self._tolerated(first)
-                    type, flags, sequenced, opens, checked, compressed, answer = kind
+                    type, flags, opens, common, others = kind
                     known = first
-                if answer and number == received + 1 and size <= limit:
-                    stop = start + HEADER_SIZE + size
-                    if stop <= end:
-                        events.append((type, flags, id, data[start + HEADER_SIZE : stop]))
+                if common and number == received + 1 and size <= limit:
+                    # The short way of frames that are right and whole. The others take the long
+                    # one, which finds out what is wrong with them.
+                    begin = start + HEADER_SIZE
+                    stop = begin + size
+                    if stop <= end and (
+                        not opens
+                        or (id > last_id and id & 1 == wants_id)
+                        or (not id and type == _MESSAGE)
+                    ):
+                        if opens and id:
+                            last_id = id
+                        events.append((type, flags, id, data[begin:stop]))
                         received, start = number, stop
                         continue
+                sequenced, rare, compressed = others
                 if size > limit:
                     raise self._too_big(size)
                 if sequenced:
@@ -258,7 +270,7 @@ class FrameReader(FrameWriter, ABC):
                             raise ProtocolError(f"correlation id {id} after {last_id}")
                 elif number:
                     raise ProtocolError(f"reserved field {number} on a frame without a number")
-                if checked:
+                if rare:
                     _check(type, id, size)
                 start += HEADER_SIZE
                 stop = start + size
@@ -294,7 +306,7 @@ class FrameReader(FrameWriter, ABC):
         finally:
             session.received = received
             self._last_id = last_id
-        if received != session.reported and received != before:
+        if received != before and received != session.reported:
             self._heard_bytes += end
             if received - session.reported >= ACK_FRAMES or self._heard_bytes >= ACK_BYTES:
                 self.acknowledge()
