@@ -66,8 +66,10 @@ long: ## the long forms of some tests: 200,000 examples, 10,000 replays, 20,000 
 	@$(ENVIRONMENT) dev
 	CONDUIT_TEST_LONG=1 $(VENV)/bin/python -m pytest -q -s --timeout 0 -o faulthandler_timeout=0 -m long
 
+BENCH = $(if $(filter file,$(origin PYTHON)),$$(sh tools/find_python.sh 3.11 || sh tools/find_python.sh),$(PYTHON))
+
 bench: ## measure conduit beside its peers; QUICK=1 in two minutes, ONLY= and WORKLOADS= choose
-	@$$(sh tools/find_python.sh 3.11 || sh tools/find_python.sh) benchmarks/run.py
+	@$(BENCH) benchmarks/run.py
 
 bench-page: ## put the last full run into docs/performance.md
 	@.venvs/bench/bin/python benchmarks/report.py benchmarks/results/latest.json docs/performance.md

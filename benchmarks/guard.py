@@ -28,7 +28,8 @@ from typing import Any
 # So that it can be run as a file. Behind everything else: see worker.py.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.guarded import CALLS, LOOPS
+from benchmarks.guarded import CALLS
+from benchmarks.unit import LOOPS
 from tools.matrix import ROOT, VERSIONS, find_python, prepare
 
 COMMITTED = ROOT / "benchmarks" / "guard.json"

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import struct
 import time
-from collections.abc import Coroutine
 from typing import Any
 
+from benchmarks.unit import LOOPS, loop
 from conduit import ClientDescriptor, ServerDescriptor
 from conduit.exceptions import ConnectionClosed
 from conduit.protocol.login import ClientLogin, ServerLogin
@@ -25,7 +24,7 @@ from conduit.transport.life import ACCEPTING, CONNECTING
 from conduit.transport.loop import Shared
 from conduit.transport.settings import Settings
 
-CALLS, LOOPS, TASKS = 1024, 2000, 64
+CALLS, TASKS = 1024, 64
 NONCE = "guardguardguardguard1234"
 
 mark = os.getppid
@@ -133,46 +132,6 @@ async def call(client: Connection, count: int) -> None:
             assert await client.rpc.call("add", {"a": number, "b": 2}) == number + 2
 
     await asyncio.gather(*(caller() for _ in range(TASKS)))
-
-
-class Frame:
-    """What the loop makes of each entry."""
-
-    __slots__ = ("id", "payload")
-
-    def __init__(self, id: int, payload: bytes) -> None:
-        self.id = id
-        self.payload = payload
-
-
-class Table:
-    """What the loop calls."""
-
-    def __init__(self) -> None:
-        self.frames: dict[int, Frame] = {}
-
-    def keep(self, frame: Frame) -> None:
-        self.frames[frame.id] = frame
-
-    async def take(self, id: int) -> bytes:
-        return self.frames.pop(id).payload
-
-
-def loop(count: int) -> None:
-    """Do what calls do, without conduit: objects, methods, dicts, bytes, coroutines.
-
-    It is the unit of what is counted, so it never changes.
-    """
-    table, header = Table(), struct.Struct(">QIQQI")
-    for number in range(count):
-        try:
-            packed = header.pack(number, 16, number, number, 0) + b"sixteen bytes, no"
-            _, size, id, _, _ = header.unpack_from(packed, 0)
-            table.keep(Frame(id, packed[32 : 32 + size]))
-            first: Coroutine[Any, Any, bytes] = table.take(id)
-            first.send(None)
-        except StopIteration as stop:
-            assert len(stop.value) == 16
 
 
 async def main() -> None:

@@ -217,9 +217,10 @@ def page(results: dict[str, Any], part: str) -> str:
     cores = f"{machine['cores']} cores"
     if machine["threads_of_one_core"]:
         cores += " (the two in use are threads of one)"
+    speed = f" ({machine['loop_ns']:,} ns a loop)" if "loop_ns" in machine else ""
     parts = [
         f"{machine['date']}, {machine['processor']}, {cores}, {machine['memory_gib']} GiB, "
-        f"{machine['system']} {machine['kernel']}, {machine['python']}, {pinned}. "
+        f"{machine['system']} {machine['kernel']}, {machine['python']}{speed}, {pinned}. "
         f"Medians of {method['rounds']} rounds of {method['seconds']:g} s."
     ]
     versions = {k: v for found in results["versions"].values() for k, v in sorted(found.items())}

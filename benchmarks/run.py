@@ -246,5 +246,16 @@ def everything(results: dict[str, Any]) -> Iterable[dict[str, Any]]:
             yield from point["by"].values()
 
 
+def failures(results: dict[str, Any]) -> list[str]:
+    """Return the workloads that conduit itself did not get through."""
+    return [
+        name
+        for name, workload in results["workloads"].items()
+        for point in workload["points"]
+        if any("error" in by for one, by in point["by"].items() if one.startswith("conduit"))
+    ]
+
+
 if __name__ == "__main__":
-    main()
+    if failed := failures(main()):
+        sys.exit(f"conduit failed in {', '.join(failed)}")

@@ -17,13 +17,15 @@ import pytest
 
 from benchmarks import guard, guarded
 from benchmarks import run as benchmarks
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import CONTESTANTS, load
+from benchmarks.contestants.base import PASSWORD
 from benchmarks.guard import ALLOWED, judge
 from benchmarks.machine import describe
 from benchmarks.measures import PAUSE, Lag
 from benchmarks.report import PARTS, aims, fill, page, table
 from benchmarks.run import Run
 from benchmarks.workloads import ALONE, WORKLOADS, Point, Workload
+from conduit.transport.keys import MOST, client_keys, known_keys
 
 pytest.importorskip("uvloop")
 
@@ -148,6 +150,23 @@ def test_a_contestant_that_is_not_installed_is_left_out(
         found = asyncio.run(run.workloads(["sequential"]))
     assert found["sequential"]["points"][0]["by"] == {}
     assert "rpyc is left out: No module named 'rpyc'" in capsys.readouterr().out
+
+
+async def test_each_login_from_nothing_may_derive_its_keys() -> None:
+    contestant = load("conduit")
+    for _ in range(MOST + 1):
+        contestant.forget()
+        assert known_keys(PASSWORD, b"salt", 1) is None
+        await client_keys("benchmark", PASSWORD, b"salt", 1)
+
+
+def test_whatever_conduit_does_not_get_through_is_named(results: dict[str, Any]) -> None:
+    assert benchmarks.failures(results) == []
+    point = {"label": "", "by": {"picows": {"error": "gone"}, "conduit-asyncio": {"error": "late"}}}
+    other = {"label": "", "by": {"picows": {"error": "gone"}, "conduit": {"rate": 1.0}}}
+    assert benchmarks.failures(
+        {"workloads": {"logins": {"points": [point]}, "idle": {"points": [other]}}}
+    ) == ["logins"]
 
 
 def test_names_that_do_not_exist_are_refused() -> None:
