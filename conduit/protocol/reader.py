@@ -210,6 +210,24 @@ class FrameReader(FrameWriter, ABC):
         Returns:
             What happened, in order. `Broken` comes last, and nothing comes after it.
         """
+        if not self._partial and len(data) >= HEADER_SIZE:
+            first, size, id, number = _unpack(data)
+            if size + HEADER_SIZE == len(data):
+                # One whole frame, as nearly all reads bring where a few calls are in flight. If it
+                # is common and right, the loop is spared; see there.
+                type, flags, opens, common, _ = self.accepts.get(first, IGNORED)
+                session = self.session
+                if (
+                    common
+                    and number == session.received + 1
+                    and size <= self.max_payload
+                    and (not opens or (id > self._last_id and id & 1 == self.wants_id))
+                ):
+                    if opens:
+                        self._last_id = id
+                    session.received = number
+                    self._heard(len(data))
+                    return [(type, flags, id, data[HEADER_SIZE:])]
         events: list[Event] = []
         if not self.accepts:
             return events
@@ -307,11 +325,16 @@ class FrameReader(FrameWriter, ABC):
             session.received = received
             self._last_id = last_id
         if received != before and received != session.reported:
-            self._heard_bytes += end
-            if received - session.reported >= ACK_FRAMES or self._heard_bytes >= ACK_BYTES:
-                self.acknowledge()
-            else:
-                self.ack_due = True
+            self._heard(end)
+
+    def _heard(self, size: int) -> None:
+        """Acknowledge what was accepted, once it is enough, and until then know that it is due."""
+        self._heard_bytes += size
+        session = self.session
+        if session.received - session.reported >= ACK_FRAMES or self._heard_bytes >= ACK_BYTES:
+            self.acknowledge()
+        else:
+            self.ack_due = True
 
     def _too_big(self, size: int) -> ProtocolError:
         return ProtocolError(
