@@ -7,6 +7,7 @@ been handled.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import sys
 from collections import deque
@@ -25,7 +26,12 @@ from .requests import DEFAULT, NAME_BYTES, Default, too_large
 
 __all__ = ["Messages", "encode_message"]
 
+logger = logging.getLogger("conduit.connection")
+
 _MESSAGE: Final = word(FrameType.MESSAGE, SEQUENCED)
+
+LONG_WAIT = 10.0
+"""Seconds after which a handler that waits for credit is told of in the log."""
 
 
 class Replies(Protocol):
@@ -157,6 +163,26 @@ class Messages:
 
     async def _turn(self, name: str, deadline: float, seconds: float | None) -> None:
         """Wait in line for credit and for room in the outbox."""
+        if HANDLING.get() is None or not self._waits:
+            await self._wait(name, deadline, seconds)
+            return
+        # Handlers of both sides may wait for each other like this, and nothing else would tell.
+        told = asyncio.get_running_loop().call_later(LONG_WAIT, self._tell_of_wait, name)
+        try:
+            await self._wait(name, deadline, seconds)
+        finally:
+            told.cancel()
+
+    def _tell_of_wait(self, name: str) -> None:
+        logger.warning(
+            "a handler has waited %g s to send %r to a peer that does not keep up; if handlers "
+            "there wait to send to this side, both wait for ever: return the value instead, which "
+            "needs no credit, or send it from a task",
+            LONG_WAIT,
+            name,
+        )
+
+    async def _wait(self, name: str, deadline: float, seconds: float | None) -> None:
         again = False
         while True:
             if self._calls.elsewhere is not None:

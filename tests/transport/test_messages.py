@@ -24,6 +24,7 @@ from conduit.exceptions import (
     RPCTimeout,
 )
 from conduit.protocol.frames import HEADER, PRIORITY, REPLY, SEQUENCED, CloseCode, FrameType, word
+from conduit.transport import messages
 from conduit.transport.connection import Connection
 from tests.transport.pair import Pair, Side, SocketPair, settings, turns, until, within
 
@@ -876,6 +877,44 @@ async def test_a_handler_of_a_message_may_send_and_call() -> None:
             await pair.client.connection.send("question", number)
         await until(lambda: len(heard) == 5)
         assert heard == [0, 2, 4, 6, 8]
+
+
+async def test_handlers_that_wait_for_each_others_credit_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(messages, "LONG_WAIT", 0.05)
+    async with Pair(client=settings(window=(2, 100_000)), server=settings(window=(2, 100_000))) as (
+        pair
+    ):
+
+        @pair.server.on("ping")
+        async def ping(connection: Connection, message: int) -> None:
+            for _ in range(4):
+                await connection.send("pong", message)
+
+        @pair.client.on("pong")
+        async def pong(message: int) -> None:
+            for _ in range(4):
+                await pair.client.connection.send("ping", message)
+
+        await pair.client.connection.send("ping", 1)
+        await until(lambda: caplog.text.count("to send 'ping'") and "to send 'pong'" in caplog.text)
+        assert "a handler has waited 0.05 s" in caplog.text
+        assert "return the value instead" in caplog.text
+
+
+async def test_who_waits_for_credit_outside_of_a_handler_is_not_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(messages, "LONG_WAIT", 0.0)
+    async with Pair(client=settings(window=(1, 100_000))) as pair:
+        slow = Slow(pair.client)
+        sends = [asyncio.ensure_future(pair.server.connection.send("news", n)) for n in range(2)]
+        await turns()
+        assert not sends[1].done()
+        await slow.let_go(2)
+        await within(asyncio.gather(*sends))
+    assert "has waited" not in caplog.text
 
 
 async def test_a_handler_that_is_cancelled_by_itself_lets_the_next_one_run() -> None:
