@@ -74,7 +74,7 @@ class Session:
         self.outbox_bytes += size
 
     def drop(self) -> None:
-        """Forget what was not acknowledged: nobody will ask for it again."""
+        """Forget all that was kept: nobody will ask for it again."""
         self._outbox.clear()
         self._forgotten = self._flushed
         self.outbox_bytes = 0
@@ -91,6 +91,9 @@ class Session:
             )
         self._acknowledged = max(self._acknowledged, number)
         number = min(number, self.wanted)
+        if number == self._flushed:
+            self.drop()
+            return
         accepted = 0
         for last, size, _ in self._outbox:
             if last > number:
