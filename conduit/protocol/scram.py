@@ -97,14 +97,17 @@ def normalise(password: str) -> bytes:
         ValueError: The password is empty, longer than 1024 bytes in UTF-8, or holds a control
             character or a lone surrogate. The text never quotes the password.
     """
-    mapped: list[str] = []
-    for character in password:
-        category = unicodedata.category(character)
-        if category in ("Cc", "Cs"):
-            kind = "a control character" if category == "Cc" else "a lone surrogate"
-            raise ValueError(f"password holds {kind}")
-        mapped.append(" " if category == "Zs" else character)
-    prepared = unicodedata.normalize("NFC", "".join(mapped)).encode()
+    if _is_plain(password):
+        prepared = password.encode()
+    else:
+        mapped: list[str] = []
+        for character in password:
+            category = unicodedata.category(character)
+            if category in ("Cc", "Cs"):
+                kind = "a control character" if category == "Cc" else "a lone surrogate"
+                raise ValueError(f"password holds {kind}")
+            mapped.append(" " if category == "Zs" else character)
+        prepared = unicodedata.normalize("NFC", "".join(mapped)).encode()
     if not prepared:
         raise ValueError("password is empty")
     if len(prepared) > _MAX_PASSWORD:
@@ -511,12 +514,19 @@ class ServerScram(_Exchange):
 
 def _prepare_user(user: str) -> str | None:
     """Return the user name in NFC, or None if it is not usable."""
+    if _is_plain(user):
+        return user if 1 <= len(user) <= _MAX_USER else None
     # Sorting combining marks takes quadratic time, so look at the length first: NFC joins at most
     # four code points into one, and a usable name has at most _MAX_USER of those.
     if len(user) > 4 * _MAX_USER or any(unicodedata.category(c) in ("Cc", "Cs") for c in user):
         return None
     prepared = unicodedata.normalize("NFC", user)
     return prepared if 1 <= len(prepared.encode()) <= _MAX_USER else None
+
+
+def _is_plain(text: str) -> bool:
+    """Whether text is ASCII without control characters, which is the same in every Unicode form."""
+    return text.isascii() and text.isprintable()
 
 
 def _checked_nonce(nonce: str) -> str:
