@@ -64,9 +64,13 @@ class Line:
             self.waiters.remove(turn)
 
     def move(self) -> None:
-        """Let the first in line go on."""
-        if self.waiters and not self.waiters[0].done():
-            self.waiters[0].set_result(None)
+        """Let the first in line go on; those who have given up are about to leave it."""
+        for turn in self.waiters or ():
+            if not turn.done():
+                turn.set_result(None)
+                return
+            if not turn.cancelled() and turn.exception() is None:
+                return  # it was told already, and has not gone on yet
 
     def fail(self, error: Callable[[], Exception]) -> None:
         """Send everybody away, each with an error of their own."""

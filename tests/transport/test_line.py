@@ -66,6 +66,22 @@ async def test_the_first_stays_in_line_until_it_goes_on() -> None:
     assert not queue.line.waiters
 
 
+@pytest.mark.parametrize("how", ["cancelled", "too late"])
+async def test_a_turn_is_not_for_one_that_gives_up_at_the_same_moment(how: str) -> None:
+    queue = Queue()
+    await queue.enter("a", seconds=0.01)
+    await queue.enter(*"bc")
+    assert queue.line.waiters
+    if how == "cancelled":
+        queue.tasks["a"].cancel()
+    else:
+        queue.line.waiters[0].set_exception(asyncio.TimeoutError())  # as its timer does
+    queue.line.move()
+    await turns()
+    assert queue.through == ["b"]
+    await queue.leave()
+
+
 async def test_one_that_gives_up_lets_nobody_else_go_on() -> None:
     queue = Queue()
     await queue.enter(*"abc")
