@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from operator import length_hint
 from typing import Any, Generic, TypeVar
 
-from ..exceptions import RPCTimeout
+from ..exceptions import CallCancelled, RPCTimeout
 from .calls import Calls
 from .requests import Params
 from .stream import Receiver, Sender, close_source
@@ -69,14 +69,26 @@ class OpenCall:
             await sender.feed(source)
             await sender.finish()
             sender.end()
+        except asyncio.CancelledError as exc:
+            # Whoever ends this task has ended the call before. The iterator did it: it has waited
+            # for something that was cancelled.
+            cancelled = CallCancelled("the iterator among the arguments was cancelled")
+            cancelled.__cause__ = exc
+            self._fail(cancelled)
+            raise
         except Exception as exc:  # the caller gets it
-            if not self.answer.done():
-                self.answer.set_exception(exc)
-                self._calls.abandon(self._id, "the caller's items failed")
-            elif exc is not sender.closed:
+            if not self._fail(exc) and exc is not sender.closed:
                 logger.error("the items of a call failed behind its end", exc_info=exc)
         finally:
             sender.close()
+
+    def _fail(self, error: Exception) -> bool:
+        """End the call, because its items have; False if it is over already."""
+        if self.answer.done():
+            return False
+        self.answer.set_exception(error)
+        self._calls.abandon(self._id, "the caller's items failed")
+        return True
 
     def leave(self) -> None:
         """Give the call up, if it is not over: the handler is cancelled."""

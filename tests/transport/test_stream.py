@@ -983,6 +983,27 @@ async def test_one_task_at_a_time_waits_for_items() -> None:
 # Errors
 
 
+async def test_a_source_that_waits_for_what_is_cancelled_ends_the_call() -> None:
+    async with Pair() as pair:
+        serve(pair.server)
+
+        async def numbers() -> AsyncIterator[int]:
+            yield 1
+            worker = asyncio.ensure_future(asyncio.Event().wait())
+            worker.cancel()
+            await worker
+
+        with pytest.raises(CallCancelled, match="the iterator among the arguments was cancelled"):
+            await within(pair.client.stream("add_up", [numbers()]).result())
+        got: list[Any] = []
+        async with pair.client.stream("double", [numbers()]) as run:
+            with pytest.raises(CallCancelled) as caught:
+                await within(collect(run, got))
+            assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+        await turns()
+        assert left(pair) == [0] * 6
+
+
 @pytest.mark.parametrize("wait", [False, True])
 async def test_an_error_arrives_behind_the_items_before_it(wait: bool) -> None:
     async with Pair(client=settings(stream=(10, 1 << 20))) as pair:
