@@ -284,6 +284,7 @@ class Receiver:
         "_owed_bytes",
         "_owed_items",
         "_queue",
+        "_refused",
         "_size",
         "_waiter",
         "_window",
@@ -319,6 +320,7 @@ class Receiver:
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._error: Exception | None = None
+        self._refused: Exception | None = None  # an item, behind which nothing is handed out
         self.discards = False
         self.started = False
 
@@ -387,6 +389,8 @@ class Receiver:
             Exception: Why there are no more.
         """
         while not self._advance():
+            if self._refused is not None:
+                raise self._refused
             if self._error is not None:
                 raise self._error
             if self._ended:
@@ -414,6 +418,7 @@ class Receiver:
     def close(self) -> None:
         """Throw everything away: the call is over."""
         self._ended = True
+        self._refused = None
         self._error = RuntimeError("the call that the items belong to is over")
         self.end(drop=True)
 
@@ -427,7 +432,7 @@ class Receiver:
             self._pay_back(self._count, self._size)
             self._handed_out += self._count
             self._count = 0
-        if not self._queue:
+        if not self._queue or (check and self._refused is not None):
             return False
         items, self._size = self._queue.popleft()
         self._count = len(items)
@@ -444,8 +449,7 @@ class Receiver:
         good, error = _good_part(check, items, error)
         if self._explain is not None:
             error = self._explain(error, self._handed_out + len(good))
-        self._queue.clear()
-        self._ended, self._error = True, error
+        self._refused = error
         return good
 
     def _pay_back(self, items: int, size: int) -> None:

@@ -375,6 +375,27 @@ async def test_a_validator_that_changes_its_mind_is_believed_at_first() -> None:
         assert got == [0, 1, 2, 3, 4]
 
 
+async def test_the_result_can_be_had_behind_an_item_that_does_not_fit() -> None:
+    async with Pair(client=settings(stream=(10, 1 << 20))) as pair:
+
+        @pair.server.rpc
+        async def mixed(stream: Stream[int | str]) -> str:
+            for number in range(500):
+                await stream.send("three" if number == 3 else number)
+            return "done"
+
+        got: list[Any] = []
+        async with pair.client.stream("mixed", items=int) as run:
+            with pytest.raises(ValidationError, match="three"):
+                await within(collect(run, got))
+            with pytest.raises(ValidationError, match="three"):
+                await within(collect(run, got))
+            assert await within(run.result()) == "done"
+        assert got == [0, 1, 2]
+        await turns()
+        assert left(pair) == [0] * 6
+
+
 async def test_an_error_of_a_handler_whose_connection_is_gone_is_not_waited_with() -> None:
     async with Pair(client=settings(stream=(2, 100))) as pair:
         ended = asyncio.Event()
