@@ -63,7 +63,7 @@ class ClientLife:
         self._reason: ConnectionClosed | None = None
         self._announced = False
         self._loss_told: asyncio.Task[None] | None = None
-        self._disconnect_told: asyncio.Event
+        self._disconnect_told: asyncio.Task[None]
         self._closed: asyncio.Future[None] | None = None
         self._offline = Offline(self._settings.timeout)
         self._attempts = Attempts(descriptor, self._offline)
@@ -317,11 +317,19 @@ class ClientLife:
             lost: Whether the session is over as well.
         """
         self._reason, self._announced = reason, True
-        self._disconnect_told = asyncio.Event()
         self._offline.become(Status.RECONNECTING)
         self._attempts.lost()
         logger.warning("connection lost (%s); connecting again", reason)
-        self._reconnecting = self._background.start(self._reconnect(reason, lost=lost))
+        # By a task of its own, because `disconnect` may end the other before its first step.
+        self._disconnect_told = told = self._background.start(
+            self._tell_of_break(reason, lost=lost)
+        )
+        self._reconnecting = self._background.start(self._reconnect(reason, told))
+
+    async def _tell_of_break(self, reason: ConnectionClosed, *, lost: bool) -> None:
+        await self._hooks.tell("disconnect", self, reason)
+        if lost:
+            await self._hooks.tell("lost", self, reason)
 
     def _tell_of_end(self, reason: ConnectionClosed | None) -> None:
         if "disconnect" in self._hooks:
@@ -332,17 +340,12 @@ class ClientLife:
         self._loss_told = self._background.start(self._tell_lost(connection.reason))
 
     async def _tell_lost(self, reason: ConnectionClosed | None) -> None:
-        await self._disconnect_told.wait()
+        await asyncio.wait([self._disconnect_told])
         await self._hooks.tell("lost", self, reason)
 
-    async def _reconnect(self, reason: ConnectionClosed, *, lost: bool) -> None:
+    async def _reconnect(self, reason: ConnectionClosed, told: asyncio.Task[None]) -> None:
         away = self._connection
-        try:
-            await self._hooks.tell("disconnect", self, reason)
-        finally:
-            self._disconnect_told.set()
-        if lost:
-            await self._hooks.tell("lost", self, reason)
+        await asyncio.wait([told])
         if self._offline.status is not Status.RECONNECTING:
             return  # a hook has disconnected the client for good
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 from typing import Any
 
 import pytest
@@ -262,6 +263,50 @@ async def test_disconnect_while_away_ends_everything_at_once() -> None:
             await within(call)
         await told(heard)
         assert client.status is Status.CLOSED
+
+
+@pytest.mark.parametrize("resume_ttl", [0.0, 30.0])
+async def test_who_disconnects_at_the_loss_hears_of_it_all_the_same(resume_ttl: float) -> None:
+    server = new_server(resume_ttl=resume_ttl)
+    slow = Slow(server)
+    async with server, Relay(server.address) as relay:
+        client = new_client(relay.address)
+        heard = hooked(client)
+        call = None
+        with pytest.raises(ConnectionClosed):  # which the block lets out, and so disconnects
+            async with client:
+                call = asyncio.ensure_future(client.rpc.call("slow", [7]))
+                await within(slow.running.wait())
+                asyncio.get_running_loop().call_soon(relay.unplug)
+                await client.ping()  # which is told of the loss before the hooks
+        await told(heard, "connect", "disconnect", *(() if resume_ttl else ("lost",)))
+        assert call is not None
+        with contextlib.suppress(ConnectionLost):
+            await within(call)
+
+
+async def test_a_hook_that_ends_as_cancelled_does_not_keep_the_client_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = new_server()
+    async with server, Relay(server.address) as relay:
+        client = new_client(relay.address, reconnect_delay=0.01)
+
+        @client.on_disconnect
+        async def stop_working(client: Client, reason: ConnectionClosed) -> None:
+            worker = asyncio.ensure_future(asyncio.Event().wait())
+            worker.cancel()
+            await worker
+
+        heard = hooked(client)
+        async with client:
+            relay.unplug()
+            await until(lambda: client.status is Status.RECONNECTING)
+            relay.plugged = True
+            await until(lambda: client.status is Status.READY)
+            if sys.version_info >= (3, 11):  # before, nobody can tell who was cancelled
+                assert "the hook on_disconnect" in caplog.text
+                await told(heard, "connect", "disconnect", "resume")
 
 
 async def test_a_server_stops_at_once_for_clients_that_are_away() -> None:
