@@ -58,6 +58,18 @@ class Hooks:
         except RPCError as exc:  # a refusal in so many words, and no fault of the hook
             self._logger.info("the hook on_%s %r refuses with %s", name, hook, type(exc).__name__)
             raise
+        except asyncio.CancelledError as exc:
+            if _is_cancelled():
+                raise
+            text = f"the hook on_{name} has waited for something that was cancelled"
+            self._logger.exception("the hook on_%s %r failed", name, hook)
+            raise RuntimeError(text) from exc
         except Exception:
             self._logger.exception("the hook on_%s %r failed", name, hook)
             raise
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled this task; before Python 3.11 nobody can tell."""
+    task = asyncio.current_task()
+    return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
