@@ -258,11 +258,9 @@ class Clients:
             self._refuse(connection, "refused", "the server refused this client")
             raise
         else:
-            if (
-                connection.closed
-            ):  # the client has left meanwhile, and a hook let it in all the same
+            # A hook let it in; but it may have left meanwhile, or another may have come before it.
+            if not self._let_in(connection):
                 await self._hooks.tell("client_disconnect", connection, connection.reason)
-            self._let_in(connection)
 
     def _refuse(
         self, connection: Connection, code: str, message: str, *, retry: bool = False
@@ -288,10 +286,13 @@ class Clients:
         self._refuse(connection, "busy", text, retry=True)
         return True
 
-    def _let_in(self, connection: Connection) -> None:
+    def _let_in(self, connection: Connection) -> bool:
+        """Let a client in, unless it has gone, or may not come in any more."""
         # Once more, because another one may have come while hooks were asked.
-        if not connection.closed and not self._refuses_another(connection, connection.identity):
-            connection.welcome(*self._named, self._router.fingerprint(connection.roles))
+        if connection.closed or self._refuses_another(connection, connection.identity):
+            return False
+        connection.welcome(*self._named, self._router.fingerprint(connection.roles))
+        return True
 
     def opened(self, connection: Connection) -> None:
         """Count a client in."""

@@ -9,7 +9,7 @@ import pytest
 
 from conduit import Client, Connection, ConnectionClosed, Server, Status, Unavailable
 from tests.acceptance.raw import VERIFIER
-from tests.acceptance.support import new_client, new_server, within
+from tests.acceptance.support import new_client, new_server, until, within
 
 USERS = {"ann": VERIFIER, "bob": VERIFIER}
 
@@ -150,6 +150,7 @@ async def test_a_second_login_is_refused_until_the_first_has_gone() -> None:
 async def test_of_two_logins_at_once_one_is_refused() -> None:
     server = new_server(users=USERS, duplicate="refuse")
     asked, go_on = 0, asyncio.Event()
+    here: set[str] = set()
 
     @server.on_client_connect
     async def connected(connection: Connection) -> None:
@@ -157,7 +158,12 @@ async def test_of_two_logins_at_once_one_is_refused() -> None:
         asked += 1
         if asked == 2:
             go_on.set()
+        here.add(connection.id)
         await go_on.wait()
+
+    @server.on_client_disconnect
+    async def gone(connection: Connection, reason: ConnectionClosed) -> None:
+        here.remove(connection.id)
 
     await server.start()
     clients = [new_client(server, user="ann") for _ in range(2)]
@@ -166,7 +172,9 @@ async def test_of_two_logins_at_once_one_is_refused() -> None:
     )
     assert {type(result) for result in results} == {type(None), Unavailable}
     assert len(server.connections) == 1
+    await until(lambda: here == {*server.connections})  # who was refused has gone as well
     await end(server, *clients)
+    assert not here
 
 
 @pytest.mark.parametrize("duplicate", ["replace", "refuse"])
