@@ -23,6 +23,7 @@ from .outlet import Outlet
 from .running import Handler, as_rpc_error, why_stopped
 from .serving import Routes, Serving
 from .tasks import Suspended
+from .threads import ThreadFuture
 
 __all__ = ["Inbox"]
 
@@ -390,4 +391,6 @@ class Inbox:
             if future is not me:  # a handler that stops the server goes on to its end
                 reason = CallCancelled("the connection has gone")
                 self._serving.handling.suspended[future].tell(reason)
+                if isinstance(future, ThreadFuture):
+                    future.leave_queue()
                 future.cancel()

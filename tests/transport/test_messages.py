@@ -26,6 +26,7 @@ from conduit.exceptions import (
 from conduit.protocol.frames import HEADER, PRIORITY, REPLY, SEQUENCED, CloseCode, FrameType, word
 from conduit.transport import messages
 from conduit.transport.connection import Connection
+from conduit.transport.threads import run_in_thread
 from tests.transport.pair import Pair, Side, SocketPair, settings, turns, until, within
 
 
@@ -567,6 +568,25 @@ async def test_a_request_that_waits_for_its_turn_can_be_cancelled() -> None:
         assert error.body[0] == CallCancelled.code
         await slow.let_go(2)
         assert slow.ended == ["first"], "the handler of the second has never run"
+
+
+async def test_a_message_that_waits_for_a_thread_is_not_handled_behind_the_end() -> None:
+    async with Pair() as pair:
+        release, handled = threading.Event(), []
+
+        @pair.server.on("later")
+        def later(connection: Connection, message: int) -> None:
+            handled.append(message)
+
+        loop = asyncio.get_running_loop()
+        threads = [run_in_thread(loop, lambda: release.wait(5)) for _ in range(64)]  # all there are
+        await pair.client.connection.send("later", 1)
+        await until(lambda: bool(pair.server.connection._inbox.futures()))
+        pair.server.connection.link_lost(None)
+        release.set()
+        await within(asyncio.gather(*threads))
+        await within(run_in_thread(loop, lambda: None))  # behind which nothing else waits
+        assert handled == []
 
 
 async def test_a_thread_that_handles_a_request_is_not_ended_but_answered() -> None:
