@@ -176,6 +176,7 @@ class ClientLife:
         await self.disconnect()
 
     def _end(self) -> None:
+        self._unhandled.clear()  # or the next `connect` would send what nobody waits for
         self._offline.become(Status.CLOSED)
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)

@@ -197,11 +197,13 @@ class Connection(Life[S]):
         headers: Headers,
     ) -> OpenCall:
         """Send the request of a call with streams; `rpc.stream` is what people use."""
+        _, deadline = self._calls.deadline(timeout)
         try:
             return await self.streams.call(method, args, timeout, check, headers)
         except Moved:
             assert self._calls.elsewhere is not None
-        call: OpenCall = await self._calls.elsewhere.stream(method, args, timeout, check, headers)
+        left = self._calls.left(deadline)
+        call: OpenCall = await self._calls.elsewhere.stream(method, args, left, check, headers)
         return call
 
     @property

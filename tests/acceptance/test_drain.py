@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import textwrap
 from collections import Counter
@@ -18,6 +19,7 @@ from conduit import (
     Connection,
     ConnectionClosed,
     ConnectionLost,
+    Limits,
     Retry,
     RPCTimeout,
     Status,
@@ -337,6 +339,43 @@ async def test_requests_end_where_they_began() -> None:
 
 
 # Streams
+
+
+async def test_a_stream_that_moves_on_has_no_more_time_than_it_had() -> None:
+    one = Worker("one", limits=Limits(**{**FAST_LOGIN.model_dump(), "max_calls": 1}))
+    async with one.server, new_client(one.server) as client:
+        holds = start(client.rpc.call("work", [0]))
+        await until(lambda: one.begun)
+        asyncio.get_running_loop().call_later(0.2, start, one.server.stop(grace=TIMEOUT))
+        with pytest.raises(RPCTimeout) as caught:  # in line until the goodbye, and then elsewhere
+            await within(client.rpc.stream("count", {"to": 3}, timeout=0.5).result())
+        waited = re.search(r"waited ([0-9.]+) s for the connection", str(caught.value))
+        assert waited is not None and float(waited[1]) < 0.4
+        one.go.set()
+        assert await within(holds) == [0, "one"]
+
+
+async def test_what_was_not_handled_is_forgotten_by_who_disconnects() -> None:
+    one = Worker("one")
+    await one.server.start()
+    client = new_client(one.server)
+    await client.connect()
+    holds = start(client.rpc.call("work", [0]))
+    await until(lambda: one.begun)
+    stopping = start(one.server.stop(grace=TIMEOUT))
+    (connection,) = one.server.connections.values()
+    while not connection._serving.draining:  # noqa: ASYNC110  # the client is not to read it yet
+        await asyncio.sleep(0)
+    await client.send("note", 1)  # crosses the goodbye
+    await until(lambda: client.status is Status.RECONNECTING)
+    await within(client.disconnect())
+    with pytest.raises(ConnectionLost):
+        await within(holds)
+    await within(stopping)
+    next_one = Worker("next", port=client.descriptor.addresses[0].port)
+    async with next_one.server, client:
+        await within(client.send("note", 2, ack=True))
+    assert (one.noted, next_one.noted) == ([], [2])
 
 
 async def test_streams_that_are_open_go_on() -> None:
