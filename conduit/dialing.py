@@ -247,10 +247,11 @@ class Dialer:
 
 def _explained(error: ConnectionClosed | ProtocolError, address: Address) -> Exception:
     """Say where, and what it may mean that the login did not complete."""
-    text = (
-        f"{address} did not complete the login: {error}; is it a conduit server, "
-        "and do both sides use TLS or neither?"
-    )
+    doubt = "do both sides use TLS or neither"
+    if address.tls:  # TLS is up, and with TLS 1.3 a client learns only later that it is not let in
+        doubt = "does it want a certificate of this client, TLS(certificate=...)"
+    told = str(error).rstrip("?")
+    text = f"{address} did not complete the login: {told}; is it a conduit server, and {doubt}?"
     if isinstance(error, ConnectionClosed):
         return ConnectionClosed(error.reason, code=error.code, message=text)
     return ProtocolError(text, close_code=error.close_code)

@@ -158,6 +158,9 @@ ACCEPTED_FLAGS: Final[dict[int, tuple[int, ...]]] = {
 """Type -> every combination of flags that a sender may put on it."""
 
 _MAGIC_NUMBER: Final = int.from_bytes(MAGIC, "big")
+_TLS = b"\x16\x03"
+"""How the first record of a TLS handshake begins."""
+_HTTP = (b"GET ", b"PUT ", b"POST", b"HEAD", b"OPTI", b"CONN", b"PRI ", b"HTTP")
 
 
 def word(type: int, flags: int = 0) -> int:
@@ -181,9 +184,14 @@ class OtherVersion(ProtocolError):
     """The peer speaks another version of the protocol."""
 
 
-def not_conduit() -> NotConduit:
-    """Return the error for bytes that do not begin with the magic."""
-    return NotConduit("the bytes that came are not a conduit frame; does the peer speak CNDT?")
+def not_conduit(begin: bytes) -> NotConduit:
+    """Return the error for bytes that do not begin with the magic but with these four or fewer."""
+    guess = "does the peer speak CNDT?"
+    if begin.startswith(_TLS):
+        guess = "they look like TLS, which the peer uses and this side does not"
+    elif begin in _HTTP:
+        guess = "they look like HTTP"
+    return NotConduit(f"the bytes that came are not a conduit frame; {guess}")
 
 
 def tolerate(received: int, accepted: Container[int], expected: str, *, login: bool) -> int:
@@ -207,7 +215,7 @@ def tolerate(received: int, accepted: Container[int], expected: str, *, login: b
         ProtocolError: The type or a flag is unknown, or not allowed here.
     """
     if received >> 32 != _MAGIC_NUMBER:
-        raise not_conduit()
+        raise not_conduit((received >> 32).to_bytes(4, "big"))
     version, type, flags = received >> 24 & 0xFF, received >> 16 & 0xFF, received & 0xFF
     if version != VERSION:
         raise OtherVersion(

@@ -319,7 +319,7 @@ class FrameReader(FrameWriter, ABC):
                     self._partial = bytes(data[start:])
                     self._cut += 1
                     if not MAGIC.startswith(self._partial[:4]):
-                        raise not_conduit()
+                        raise not_conduit(self._partial[:4])
                     self._missing = HEADER_SIZE - (end - start)
         finally:
             session.received = received

@@ -152,7 +152,8 @@ class Listener:
                 ssl_handshake_timeout=self._patience if context is not None else None,
             )
         except (OSError, ssl.SSLError) as exc:
-            logger.info("a client did not complete the TLS handshake: %s", exc)
+            why = str(exc) or "it went away; does it trust the certificate?"
+            logger.info("%s did not complete the TLS handshake: %s", visit.address, why)
             visit.end(_tls_fault(exc))
             accepted.close()
         except asyncio.CancelledError:
@@ -309,6 +310,15 @@ _HINTS: dict[type[OSError], str] = {
 }
 
 
+_OTHER_NAME = "connect by a name that it has, or say it with TLS(server_name=...)"
+_CERTIFICATE_HINTS = {  # by the codes of OpenSSL, X509_V_ERR_...
+    9: "is the clock right?",
+    10: "the server needs a new one; or is the clock wrong?",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,
+}
+
+
 def refused(address: Address) -> OSError:
     """Return the error for an address where nothing listens."""
     return _explained(
@@ -328,9 +338,9 @@ def _explained(exc: OSError, what: str) -> OSError:
 
 def _explained_tls(exc: OSError, address: Address) -> OSError:
     """Return an error that says what to check when TLS does not come about."""
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        hint = "name the authority with TLS(ca=...) or the server with TLS(server_name=...)"
-    else:
-        hint = "does the server speak TLS on this port?"
     reason = getattr(exc, "reason", None) or str(exc) or "the peer closed the connection"
+    hint = "does the server speak TLS on this port?"
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        reason = f"the certificate is not trusted: {exc.verify_message.rstrip('.')}"
+        hint = _CERTIFICATE_HINTS.get(exc.verify_code, "TLS(ca=...) names the authority to trust")
     return type(exc)(exc.errno or 1, f"TLS with {address} failed: {reason}; {hint}")

@@ -289,4 +289,4 @@ def _read(path: Path | str, what: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as exc:
         # OSError picks the subclass by number, so a missing file stays a FileNotFoundError.
-        raise OSError(exc.errno, f"tls {what} cannot be read: {exc.strerror}", path) from exc
+        raise OSError(exc.errno, f"tls {what} cannot be read: {exc.strerror}", str(path)) from exc

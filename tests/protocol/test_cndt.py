@@ -364,10 +364,18 @@ def test_a_conversation_with_wrong_bytes_never_raises(
     frames_of(written(peer))
 
 
-@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"CNDX"])
-def test_what_is_not_conduit_gets_no_byte_before_the_login(data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "guess"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "they look like HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01", "they look like TLS"),
+        (b"\x16\x03\x01\x02\x00\x01" * 9, "they look like TLS"),
+        (b"CNDX", "does the peer speak CNDT"),
+    ],
+)
+def test_what_is_not_conduit_gets_no_byte_before_the_login(data: bytes, guess: str) -> None:
     server = server_in(State.AWAIT_REQUEST)
-    assert "does the peer speak CNDT" in str(error_of(feed(server, data)))
+    assert guess in str(error_of(feed(server, data)))
     assert written(server) == b""
     client = client_in(State.AWAIT_CHALLENGE)
     assert error_of(feed(client, data * 3)).close_code == 1002

@@ -152,7 +152,8 @@ async def test_a_client_that_does_not_speak_tls_is_counted_and_dropped(
             peer.send(b"GET / HTTP/1.1\r\n\r\n")
             await until(lambda: listener.starting == 0)
         assert sides == []
-    assert "did not complete the TLS handshake" in caplog.text
+    assert "did not complete the TLS handshake: [SSL: " in caplog.text
+    assert "('127.0.0.1', " in caplog.text
 
 
 @pytest.mark.parametrize("wait", [0, 1, 2, 3, 4, 10])
