@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from ..exceptions import ConnectionClosed
+from .handling import current, work_for
 from .threads import HANDLER_LOOP
 
 __all__ = ["LoopThread"]
@@ -78,7 +79,8 @@ class LoopThread:
     ) -> T:
         """Run an async function on the loop, and wait for its result.
 
-        Whoever is interrupted while waiting, by Ctrl-C for instance, has cancelled it.
+        Whoever is interrupted while waiting, by Ctrl-C for instance, has cancelled it. In the
+        thread of a handler, of whichever loop, it is a part of that handler.
 
         Raises:
             ConnectionClosed: The thread has left.
@@ -95,7 +97,7 @@ class LoopThread:
             with self._lock:
                 if self.left:
                     raise ConnectionClosed("the client has disconnected")
-                work = partial(function, *args, **options)
+                work = partial(work_for, current(), partial(function, *args, **options))
                 self._loop.call_soon_threadsafe(_start, self._loop, work, future)
             while not future.done():
                 waiting.acquire(timeout=LOOK)

@@ -29,13 +29,16 @@ from conduit import (
     Connection,
     ConnectionClosed,
     ConnectionLost,
+    Context,
     InvalidParams,
     MethodNotFound,
+    Retry,
     RPCTimeout,
     Server,
     Status,
     Stream,
     blocking,
+    no_deadline,
     options,
 )
 from tests.acceptance.raw import PASSWORD, TIMEOUT
@@ -466,6 +469,36 @@ def test_plain_handlers_use_the_client(hub: Hub) -> None:
         assert client.rpc.call_back(method="named").startswith("conduit-handler")
         client.send("echo", "it")
         assert hub.heard() == "it came back"
+
+
+def test_plain_handlers_have_no_more_time_than_their_callers_give_them(hub: Hub) -> None:
+    client = hub.client()
+
+    @hub.server.rpc
+    async def remaining(context: Context) -> float | None:
+        return context.remaining
+
+    @hub.server.rpc
+    async def ask(connection: Connection, method: str) -> Any:
+        return await connection.rpc.call(method)
+
+    @client.rpc
+    def inherited() -> list[float | None]:
+        rpc = client.rpc
+        with rpc.stream("remaining") as run:
+            streamed = run.result()
+        return [rpc.remaining(), rpc.call("remaining", timeout=60, retry=Retry()), streamed]
+
+    @client.rpc
+    def unbounded() -> float | None:
+        with no_deadline():
+            found: float | None = client.rpc.remaining()
+        return found
+
+    with client:
+        found = client.rpc.call("ask", {"method": "inherited"}, timeout=8)
+        assert len(found) == 3 and all(0 < one <= 8 for one in found)
+        assert client.rpc.call("ask", {"method": "unbounded"}, timeout=8) > 8
 
 
 def test_handlers_on_the_loop_are_refused_and_may_await(hub: Hub) -> None:
