@@ -28,7 +28,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from types import MemberDescriptorType
 from typing import Any, ClassVar
 
 if sys.version_info >= (3, 11):
@@ -156,7 +158,8 @@ class RPCError(ConduitError):
 
     Derive from it to give an error of your own a name that survives the wire. The class needs to be
     imported on both ends; its code is its name in snake case, or a class attribute `code`. The
-    attributes that it annotates are its fields and cross as well, as plain data in `details`:
+    attributes that it annotates are its fields and cross as well. In `details` they are plain data;
+    the attributes are what their annotations say, where the value fits and the annotation is known:
 
         class JobNotFound(RPCError):
             job: str
@@ -177,6 +180,7 @@ class RPCError(ConduitError):
     details: dict[str, Any]
     _registry: ClassVar[dict[str, type[RPCError]]] = {}
     _fields: ClassVar[tuple[str, ...]] = ()
+    _typed: ClassVar[dict[str, Callable[[Any], Any]]]
 
     def __getattr__(self, name: str) -> Any:
         # A derived class need not call our __init__, and the error still has to cross the wire.
@@ -207,10 +211,11 @@ class RPCError(ConduitError):
                 f"give {cls.__qualname__} a class attribute `code` of its own"
             )
         cls._registry[cls.code] = cls
-        taken = ("code", "message", "details", *cls._fields, *cls.__dict__)
+        taken = ("code", "message", "details", *cls._fields)
         hints = inspect.get_annotations(cls)
         own = (name for name, hint in hints.items() if "ClassVar" not in str(hint))
-        cls._fields = (*cls._fields, *(name for name in own if name not in taken))
+        fields = (name for name in own if name not in taken and not _is_computed(cls, name))
+        cls._fields = (*cls._fields, *fields)
 
     @property
     def retryable(self) -> bool:
@@ -240,13 +245,51 @@ class RPCError(ConduitError):
         error.message = message
         error.details = dict(details)
         error.code = code
-        for name in cls._fields:
-            if name in details:
-                setattr(error, name, details[name])
+        if cls._fields:
+            if "_typed" not in cls.__dict__:
+                cls._typed = _validators(cls, cls._fields)
+            for name in cls._fields:
+                if name in details:
+                    setattr(error, name, cls._typed[name](details[name]))
         return error
 
     def __str__(self) -> str:
         return str(self.message or self.code)
+
+
+def _is_computed(cls: type, name: str) -> bool:
+    """Tell whether an attribute is one that cannot simply be set, such as a property."""
+    found = (vars(base)[name] for base in cls.__mro__ if name in vars(base))
+    return any(hasattr(one, "__get__") and type(one) is not MemberDescriptorType for one in found)
+
+
+def _validators(cls: type, fields: Sequence[str]) -> dict[str, Callable[[Any], Any]]:
+    """Return for each field what makes of plain data what its annotation says, if it can be."""
+    from pydantic import TypeAdapter  # here, because protocol/ imports the module and goes without
+
+    def validator(hint: Any) -> Callable[[Any], Any]:
+        try:
+            validate = TypeAdapter(hint).validate_python
+        except Exception:  # noqa: BLE001  # no type, or none that Pydantic knows
+            return _unchanged
+
+        def validated(value: Any) -> Any:
+            try:
+                return validate(value)
+            except Exception:  # noqa: BLE001  # the error has to arrive, whatever its fields are
+                return value
+
+        return validated
+
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except Exception:  # noqa: BLE001  # a name that is not known here, or not at run time
+        hints = {}
+    return {name: validator(hints.get(name, Any)) for name in fields}
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 class MethodNotFound(RPCError):

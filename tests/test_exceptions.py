@@ -6,9 +6,11 @@ import asyncio
 import copy
 import inspect
 import pickle
+from datetime import date
 from typing import Any, ClassVar
 
 import pytest
+from pydantic_core import core_schema
 
 from conduit import exceptions
 from conduit.exceptions import (
@@ -185,6 +187,48 @@ def test_a_field_that_did_not_come_is_missing_and_one_that_is_unknown_stays_in_d
     assert not hasattr(error, "tries") and not hasattr(error, "more")
     assert error.details["more"] == 1
     assert RPCError._registry["job_failed"] is JobFailed
+
+
+class Odd(RPCError):
+    """One whose annotations say little."""
+
+    other: Nowhere  # type: ignore[name-defined]  # noqa: F821
+    when: date
+
+
+class Strange(RPCError):
+    """One with fields that cannot be set, or that Pydantic does not know."""
+
+    retryable: bool  # a property of the base
+    any: Any
+    thing: Unknown
+    level: Level
+
+
+class Unknown:
+    pass
+
+
+class Level:
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        def fail(value: Any) -> Any:
+            raise KeyError(value)
+
+        return core_schema.no_info_plain_validator_function(fail)
+
+
+def test_what_does_not_fit_its_annotation_stays_plain() -> None:
+    error = RPCError.from_wire("strange", "x", {"any": 1, "thing": [2], "level": 3, "retryable": 4})
+    assert type(error) is Strange and error.retryable is True
+    assert vars(error).items() >= {"any": 1, "thing": [2], "level": 3}.items()
+    assert Strange("x").to_wire() == {}
+    error = RPCError.from_wire("odd", "x", {"other": 1, "when": "2028-02-29"})
+    assert type(error) is Odd
+    assert vars(error)["when"] == "2028-02-29", "another name of the class is not known"
+    error = RPCError.from_wire("job_failed", "x", {"job": [1], "tries": "2"})
+    assert type(error) is JobFailed
+    assert vars(error).items() >= {"job": [1], "tries": 2}.items()
 
 
 @pytest.mark.parametrize("cls", [RPCError, *CODES], ids=lambda cls: cls.__name__)

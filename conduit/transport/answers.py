@@ -143,6 +143,12 @@ class Answers:
             logger.exception("the details of %s cannot be sent", type(error).__name__)
             payload = self._encoder.pack([code, message[:1000], {}])
         if len(payload) > self.value_max:
+            logger.error(
+                "the details of %s take %d bytes, and the caller accepts %d",
+                type(error).__name__,
+                len(payload),
+                self.value_max,
+            )
             payload = self._encoder.pack([code, message[:1000], {}])
         self.send(_ERROR, id, payload, slot=slot)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import uuid
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from conduit import Connection, InternalError, RPCError
+from conduit import Connection, InternalError, RPCError, Stream
 from tests.acceptance.support import new_client, new_server, within
 
 SECRET = "the password of the database"
@@ -45,6 +50,69 @@ async def test_an_error_arrives_with_its_fields_in_both_directions() -> None:
                     await within(caller.call("look_for", {"job": "bakcup"}))
                 assert (caught.value.job, caught.value.near) == ("bakcup", ["backup"])
                 assert caught.value.details == {"job": "bakcup", "near": ["backup"]}
+
+
+class Article(BaseModel):
+    name: str
+    price: Decimal
+
+
+class NoneLeft(RPCError):
+    """An error whose fields have defaults, and types that are no plain data."""
+
+    until: datetime.datetime
+    among: dict[uuid.UUID, list[Article]]
+    left: int = 0
+    tried: set[str] | None = None
+
+    def __init__(self, until: datetime.datetime, among: dict[uuid.UUID, list[Article]]) -> None:
+        super().__init__("sold out")
+        self.until, self.among = until, among
+
+
+@dataclasses.dataclass(eq=False)
+class PrinterJam(RPCError):
+    """One that is a dataclass."""
+
+    tray: int
+    page: int = 1
+    papers: list[str] = dataclasses.field(default_factory=list)
+
+
+async def test_fields_arrive_as_what_they_are() -> None:
+    until = datetime.datetime(2028, 2, 29, 12, 30)
+    among = {uuid.UUID(int=7): [Article(name="nail", price=Decimal("0.10"))]}
+    server = new_server()
+
+    async def buy(tries: int) -> None:
+        error = NoneLeft(until, among)
+        if tries:
+            error.left, error.tried = tries, {"here", "there"}
+        raise error
+
+    @server.rpc
+    async def print_all(stream: Stream[int]) -> None:
+        await stream.send(1)
+        raise PrinterJam(2, page=3, papers=["A4"])
+
+    server.rpc(buy)
+    async with server:
+        client = new_client(server)
+        client.rpc(buy)
+        async with client:
+            (peer,) = server.connections.values()
+            for caller in (client.rpc, peer.rpc):
+                with pytest.raises(NoneLeft) as first:
+                    await within(caller.call("buy", [0]))
+                assert (first.value.until, first.value.among) == (until, among)
+                assert (first.value.left, first.value.tried) == (0, None)
+                with pytest.raises(NoneLeft) as second:
+                    await within(caller.call("buy", [3]))
+                assert (second.value.left, second.value.tried) == (3, {"here", "there"})
+                assert second.value.details["until"] == "2028-02-29T12:30:00"
+            with pytest.raises(PrinterJam) as jam:
+                await within(client.rpc.stream("print_all").result())
+            assert (jam.value.tray, jam.value.page, jam.value.papers) == (2, 3, ["A4"])
 
 
 @pytest.mark.parametrize("debug", [True, False])

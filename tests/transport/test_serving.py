@@ -817,6 +817,14 @@ async def test_details_with_other_keys_than_text_harm_only_their_call(details: A
     assert error.code in (PermissionDenied.code, InternalError.code)
 
 
+async def test_details_that_are_too_large_are_left_out_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = await fail_with(lambda: PermissionDenied("no", details={"list": "x" * 2_000_000}))
+    assert type(error) is PermissionDenied and (str(error), error.details) == ("no", {})
+    assert "the details of PermissionDenied take 2000" in caplog.text
+
+
 async def test_a_code_that_is_no_text_is_refused_or_harms_only_its_call() -> None:
     try:
         numbered: Any = type("Numbered", (RPCError,), {"code": 404})
