@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Coroutine
 from functools import lru_cache, partial
 from types import GenericAlias
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, get_args, get_origin, overload
 
 from pydantic import TypeAdapter
 
@@ -130,7 +130,7 @@ class Caller:
             timeout: Seconds; the descriptor's `rpc_timeout` by default, None for no deadline. A
                 call that a handler makes has no more time than the handler; see `no_deadline`.
             returns: A type that the result is validated against and turned into; `Response` gives
-                the result together with its headers.
+                the result together with its headers, `Response[int]` one that is validated.
             headers: Plain data beside the arguments, which `Context.headers` gives to the handler.
             retry: Make the call again where it is safe, and wait for a client that connects again;
                 the error is then that of the last attempt. Cancelling it ends a pause as well.
@@ -309,7 +309,8 @@ class Caller:
             timeout: Seconds for the whole call, the wait in line included; no deadline by default,
                 unless a handler calls: it has no more time than that.
             items: A type that each item is validated against and turned into.
-            returns: The same for the result; `Response` gives it together with its headers.
+            returns: The same for the result; `Response` gives it together with its headers,
+                `Response[int]` validated.
             headers: As for `call`.
 
         Returns:
@@ -407,6 +408,9 @@ def _result(returns: Any, body: list[Any]) -> Any:
         return body[0]
     if returns is Response:
         return Response(body[0], body[1] if len(body) > 1 else {})
+    if not isinstance(returns, type) and get_origin(returns) is Response:
+        (hint,) = get_args(returns)
+        return Response(convert(body[0], hint), body[1] if len(body) > 1 else {})
     return convert(body[0], returns)
 
 

@@ -146,6 +146,12 @@ async def test_headers_are_there_for_who_asks() -> None:
     assert await Peer(5, {"a": 1}).rpc.call("get", returns=Response) == Response(5, {"a": 1})
     assert await Peer(5).rpc.call("get", returns=Response) == Response(5, {})
     assert await Peer("5", {"a": 1}).rpc.call("get", returns=int) == 5
+    assert await Peer("5", {"a": 1}).rpc.call("get", returns=Response[int]) == Response(5, {"a": 1})
+    assert await Peer([["5"]]).rpc.call("get", returns=Response[list[list[int]]]) == Response(
+        [[5]], {}
+    )
+    with pytest.raises(ValidationError):
+        await Peer("five").rpc.call("get", returns=Response[int])
 
 
 async def test_types_that_cannot_be_hashed_are_converted_too() -> None:

@@ -171,6 +171,7 @@ async def call(client: Client, connection: Connection) -> None:
     assert_type(await options(quick, key="order 5").add(1), int)
     assert_type(options(quick, retry=None, timeout=2), Calculator)
     assert_type(await client.rpc.call("add", [1, 2], returns=int, retry=Retry()), int)
+    assert_type(await client.rpc.call("cached", returns=Response[int]), Response[int])
 
     store = client.rpc.bind(Store)
     assert_type(store, Store)
