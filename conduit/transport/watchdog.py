@@ -1,7 +1,8 @@
 """Names whoever holds the event loop, while that goes on.
 
-A thread asks the loop for a sign of life several times a second. When none comes, what the loop's
-thread does just then is what holds it: everybody else who is served by the loop waits meanwhile.
+A thread looks several times a second whether the loop waits for events, and asks it for a sign of
+life if it does not. When none comes, what the loop's thread does just then is what holds it:
+everybody else who is served by the loop waits meanwhile.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ logger = logging.getLogger("conduit.loop")
 
 SHOWN = 12
 """Lines of code that a report shows, those that were reached last."""
+
+LOOKS = 5
+"""Looks in the time for which the loop may be held: what holds it a fifth longer is sure to be
+seen, in whichever moment it begins."""
 
 
 class Watchdog:
@@ -53,7 +58,9 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._patience):
+        while not self._stopped.wait(self._patience / LOOKS):
+            if self._frame() is None and not self._loop.is_closed():
+                continue
             self._answered.clear()
             if self._stopped.is_set():  # between the wait and the line above
                 return
@@ -64,12 +71,17 @@ class Watchdog:
             if not self._answered.wait(self._patience):
                 self._report(time.monotonic() - self._patience)
 
-    def _report(self, since: float) -> None:
+    def _frame(self) -> FrameType | None:
+        """Return what the loop's thread does; None if it waits for events, as far as that shows."""
         frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # documented
         frame = frames.get(self._watched)
+        waits = frame is None or frame.f_code.co_filename == selectors.__file__
+        return None if waits else frame
+
+    def _report(self, since: float) -> None:
+        frame = self._frame()
         name = self._handling.running()
-        # A loop that waits for events is held by nobody: the machine was busy, or asleep.
-        if frame is not None and frame.f_code.co_filename != selectors.__file__:
+        if frame is not None:  # else the machine was busy, or asleep
             logger.warning(
                 "%s has held the event loop for more than %g s, and everybody waits; it should "
                 "await what takes long, or be a plain `def`, which runs in a thread:\n%s",
@@ -77,7 +89,7 @@ class Watchdog:
                 self._patience,
                 _shown(frame),
             )
-        del frame, frames
+        del frame
         self._answered.wait()
         logger.info("the event loop was held for %.2f s", time.monotonic() - since)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from conduit import ConnectionClosed
 from conduit.transport.loop import Shared
 from conduit.transport.watchdog import Watchdog
 from tests.acceptance.raw import TIMEOUT, Relay
-from tests.acceptance.support import new_client, new_server, within
+from tests.acceptance.support import new_client, new_server, until, within
 
 
 class Reports(logging.Handler):
@@ -66,6 +67,32 @@ async def test_a_handler_that_holds_the_loop_is_named_with_its_stack(
     assert report.startswith("the handler 'greedy' has held the event loop for more than 0.02 s")
     assert "reports.hold_the_loop()" in report
     assert reports.named.is_set()
+
+
+async def test_it_does_not_matter_when_a_handler_begins_to_hold_the_loop(reports: Reports) -> None:
+    patience = 0.4
+    server = new_server(watchdog=patience)
+
+    @server.rpc
+    async def greedy() -> None:
+        reports.hold_the_loop()
+
+    @server.rpc
+    async def less_greedy() -> None:
+        time.sleep(1.6 * patience)
+
+    async with server, new_client(server) as client:
+        await within(client.rpc.call("greedy"))
+        await until(lambda: "was held for" in reports.texts[-1])
+        # Now it has just looked, and looks again as late as it ever does.
+        await within(client.rpc.call("less_greedy"))
+        await until(lambda: len(reports.texts) >= 4)
+    assert [text.partition(" for ")[0] for text in reports.texts] == [
+        "the handler 'greedy' has held the event loop",
+        "the event loop was held",
+        "the handler 'less_greedy' has held the event loop",
+        "the event loop was held",
+    ]
 
 
 async def test_what_is_no_handler_is_shown_by_its_stack(reports: Reports) -> None:
