@@ -260,7 +260,7 @@ def stub(
         bool, typer.Option("--blocking", help="For conduit.blocking.Client.")
     ] = False,
     password: Password = None,
-    user: User = "default",
+    user: User = None,
     timeout: Timeout = 10.0,
     ca: CA = None,
     insecure: Insecure = False,

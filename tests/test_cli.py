@@ -417,6 +417,9 @@ async def test_new_token_prints_all_that_both_sides_need() -> None:
     async with serving(users={printed["user"]: printed["verifier"]}) as at:
         done = await run("call", at, "add", "a=1", "b=2", password=printed["token"])
         assert (done.code, done.output, done.errors) == (0, "3\n", "")
+        for command in ("discover", "stub"):  # every other command that asks for a user
+            done = await run(command, at, password=printed["token"])
+            assert (done.code, done.errors) == (0, "")
         done = await run("call", at, "add", "--user", "ann", password=printed["token"])
         assert done.failed(2, "the token is that of user 'cnd_ci'")
     hashed = conduit("hash-password", given=printed["token"])
