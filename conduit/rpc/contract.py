@@ -44,7 +44,7 @@ def contract_of(function: Callable[..., Any], name: str) -> Contract:
         TypeError: The signature cannot be read, or an annotation cannot be resolved.
     """
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(_without_wrapped(function))
     except ValueError as exc:
         raise TypeError(f"handler {name!r} has no signature that could be read: {exc}") from exc
     try:
@@ -74,9 +74,20 @@ def idempotent(function: F) -> F:
 
 
 def called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what is called in the end, below partials and plain decorators."""
-    in_the_end: Callable[..., Any] = inspect.unwrap(_underlying(function))
+    """Return what is called in the end, below partials and plain decorators.
+
+    A decorator that is async or a generator is called itself, whatever it has wrapped.
+    """
+    in_the_end: Callable[..., Any] = inspect.unwrap(_underlying(function), stop=_is_not_plain)
     return in_the_end
+
+
+def _is_not_plain(function: Callable[..., Any]) -> bool:
+    return (
+        inspect.iscoroutinefunction(function)
+        or inspect.isasyncgenfunction(function)
+        or inspect.isgeneratorfunction(function)
+    )
 
 
 def lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:
@@ -91,6 +102,16 @@ def lone_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) ->
     if not isinstance(hint, type) or not issubclass(hint, BaseModel):
         return None
     return None if issubclass(hint, RootModel) else name
+
+
+def _without_wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a partial without what `update_wrapper` has put onto it, and all else as it is.
+
+    By `__wrapped__` the signature would be that of the function, what is bound included.
+    """
+    if not isinstance(function, functools.partial):
+        return function
+    return functools.partial(function.func, *function.args, **function.keywords)
 
 
 def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -157,6 +157,27 @@ def logged_async(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def in_another_thread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a plain function async, without waiting for once."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def collected(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make one answer of an async generator."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return [item async for item in function(*args, **kwargs)]
+
+    wrapper.__annotations__ = {**function.__annotations__, "return": list[int]}
+    return wrapper
+
+
 FUNCTIONS = [
     pytest.param(plain, "thread", id="function"),
     pytest.param(asynchronous, "coroutine", id="async function"),
@@ -168,6 +189,8 @@ FUNCTIONS = [
     pytest.param(AsyncCallable(), "coroutine", id="async object"),
     pytest.param(logged(plain), "thread", id="wrapped"),
     pytest.param(logged_async(asynchronous), "coroutine", id="wrapped async"),
+    pytest.param(in_another_thread(plain), "coroutine", id="wrapped and made async"),
+    pytest.param(logged(in_another_thread(plain)), "coroutine", id="made async, and wrapped"),
     pytest.param(functools.partial(plain), "thread", id="partial"),
     pytest.param(functools.partial(asynchronous), "coroutine", id="async partial"),
     pytest.param(functools.partial(Calculator().method), "thread", id="partial of a method"),
@@ -194,6 +217,24 @@ def test_what_a_partial_has_bound_need_not_be_given() -> None:
     assert call(functools.partial(plain, 5), {"b": "2"}) == 10
     assert call(functools.partial(plain, 5), ["2"]) == 10
     assert refused(functools.partial(plain, b=5), {"a": "x"}).errors[0]["path"] == "a"
+
+
+def test_a_partial_may_have_the_name_of_its_function() -> None:
+    named = functools.update_wrapper(functools.partial(plain, 5), plain)
+    assert Method(named, "method").signature == "method(b: int = 2) -> int"
+    assert call(named, {"b": "2"}) == call(named, {}) == 10
+    assert refused(named, {"a": 1}).errors[0]["path"] == "a"
+
+
+def test_a_decorator_may_make_one_answer_of_a_generator() -> None:
+    async def numbers(to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+
+    method = Method(collected(numbers), "method")
+    assert (method.kind, method.streaming) == ("coroutine", None)
+    assert run(method, {"to": "3"}) == [0, 1, 2]
+    assert Method(logged(numbers), "method").streaming is not None
 
 
 def test_a_plain_function_may_ask_for_the_loop_and_an_async_one_for_no_thread() -> None:
