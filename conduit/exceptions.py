@@ -26,12 +26,12 @@ that no class of this process has arrives as a plain `RPCError`.
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from types import MemberDescriptorType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, TypeVar
 
 if sys.version_info >= (3, 11):
     _Timeout = TimeoutError
@@ -63,8 +63,22 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger("conduit.connection")
+
+E = TypeVar("E", bound=BaseException)
+
+
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+_FIXED: Final = ("code", "message", "details")
+
+
+def _is_set(cls: type, name: str) -> bool:
+    """Whether an attribute can be set, which one that is computed cannot be."""
+    attribute = inspect.getattr_static(cls, name, None)
+    return not isinstance(attribute, property) or attribute.fset is not None
 
 
 class ConduitError(Exception):
@@ -211,11 +225,13 @@ class RPCError(ConduitError):
                 f"give {cls.__qualname__} a class attribute `code` of its own"
             )
         cls._registry[cls.code] = cls
-        taken = ("code", "message", "details", *cls._fields)
+        inherited = (
+            name for base in cls.__mro__[:0:-1] for name in base.__dict__.get("_fields", ())
+        )
         hints = inspect.get_annotations(cls)
         own = (name for name, hint in hints.items() if "ClassVar" not in str(hint))
-        fields = (name for name in own if name not in taken and not _is_computed(cls, name))
-        cls._fields = (*cls._fields, *fields)
+        fields = dict.fromkeys((*inherited, *own))
+        cls._fields = tuple(name for name in fields if name not in _FIXED and _is_set(cls, name))
 
     @property
     def retryable(self) -> bool:
@@ -237,30 +253,42 @@ class RPCError(ConduitError):
     def from_wire(code: str, message: str, details: Mapping[str, Any]) -> RPCError:
         """Rebuild the error that the peer sent.
 
-        The class is made without its `__init__`, whose parameters the wire does not know.
+        The class is made without its `__init__`, whose parameters the wire does not know. One that
+        cannot be made so, or does not take what has come, is logged, and a plain `RPCError` is in
+        its place: the connection does not depend on what an application's class does.
         """
         cls = RPCError._registry.get(code, RPCError)
-        error = cls.__new__(cls, message)
-        error.args = (message,)
-        error.message = message
-        error.details = dict(details)
-        error.code = code
-        if cls._fields:
-            if "_typed" not in cls.__dict__:
-                cls._typed = _validators(cls, cls._fields)
-            for name in cls._fields:
-                if name in details:
-                    setattr(error, name, cls._typed[name](details[name]))
-        return error
+        try:
+            return _rebuilt(cls, code, message, details)
+        except Exception:
+            logger.exception("%s cannot be made of what the peer has sent", cls.__qualname__)
+            return _rebuilt(RPCError, code, message, details)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For `copy` and `pickle`, which would call __init__ with what the text is made of.
+        return _without_init, (type(self), self.args), self.__dict__
 
     def __str__(self) -> str:
         return str(self.message or self.code)
 
 
-def _is_computed(cls: type, name: str) -> bool:
-    """Tell whether an attribute is one that cannot simply be set, such as a property."""
-    found = (vars(base)[name] for base in cls.__mro__ if name in vars(base))
-    return any(hasattr(one, "__get__") and type(one) is not MemberDescriptorType for one in found)
+def _rebuilt(cls: type[RPCError], code: str, message: str, details: Mapping[str, Any]) -> RPCError:
+    error = _without_init(cls, (message,))
+    error.message = message
+    error.details = dict(details)
+    error.code = code
+    if cls._fields and "_typed" not in cls.__dict__:
+        cls._typed = _validators(cls, cls._fields)
+    for name in cls._fields:
+        if name in details:
+            setattr(error, name, cls._typed[name](details[name]))
+    return error
+
+
+def _without_init(cls: type[E], args: tuple[Any, ...]) -> E:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    return error
 
 
 def _validators(cls: type, fields: Sequence[str]) -> dict[str, Callable[[Any], Any]]:

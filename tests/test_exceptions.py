@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import inspect
 import pickle
 from datetime import date
@@ -231,6 +232,84 @@ def test_what_does_not_fit_its_annotation_stays_plain() -> None:
     assert vars(error).items() >= {"job": [1], "tries": 2}.items()
 
 
+@dataclasses.dataclass(eq=False)
+class QuotaExceeded(RPCError):
+    """One whose fields have defaults."""
+
+    used: int
+    limit: int = 5
+
+
+class DiskFull(RPCError):
+    disk: str
+
+
+class QuotaOfDiskExceeded(QuotaExceeded, DiskFull):
+    """One with two errors for bases."""
+
+    user: str = "nobody"
+
+
+def test_fields_with_defaults_cross_the_wire() -> None:
+    sent = QuotaExceeded(9, limit=7)
+    error = RPCError.from_wire(sent.code, sent.message, sent.to_wire())
+    assert isinstance(error, QuotaExceeded)
+    assert (error.used, error.limit) == (9, 7)
+    error = RPCError.from_wire(sent.code, sent.message, {"used": 9})
+    assert isinstance(error, QuotaExceeded) and error.limit == 5
+
+
+def test_fields_of_all_bases_cross_the_wire() -> None:
+    sent = QuotaOfDiskExceeded(9, limit=7)
+    sent.disk = "sda"
+    error = RPCError.from_wire(sent.code, sent.message, sent.to_wire())
+    assert isinstance(error, QuotaOfDiskExceeded)
+    assert (error.used, error.limit, error.disk, error.user) == (9, 7, "sda", "nobody")
+
+
+class Busy(RPCError):
+    """One that says once more what `details` tell."""
+
+    retryable: bool
+
+
+def test_what_is_computed_is_no_field() -> None:
+    sent = Busy("x", details={"retryable": True})
+    error = RPCError.from_wire(sent.code, sent.message, sent.to_wire())
+    assert isinstance(error, Busy) and error.retryable
+    assert Busy("x").to_wire() == {}
+
+
+class Choosy(RPCError):
+    """One that does not take everything."""
+
+    amount: int
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "amount" and value < 0:
+            raise ValueError("an amount is not negative")
+        super().__setattr__(name, value)
+
+
+class Peculiar(RPCError):
+    """One that cannot be made of its text."""
+
+    def __new__(cls, one: str, other: str) -> Peculiar:
+        return super().__new__(cls, one, other)
+
+
+@pytest.mark.parametrize(
+    ("cls", "details"), [(Choosy, {"amount": -1}), (Choosy, {"amount": "x"}), (Peculiar, {})]
+)
+def test_a_class_that_does_not_take_what_has_come_is_logged(
+    cls: type[RPCError], details: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    error = RPCError.from_wire(cls.code, "text", details)
+    assert type(error) is RPCError
+    assert (error.code, error.message, error.details) == (cls.code, "text", details)
+    assert f"{cls.__name__} cannot be made" in caplog.text
+
+
 @pytest.mark.parametrize("cls", [RPCError, *CODES], ids=lambda cls: cls.__name__)
 def test_an_error_arrives_as_what_it_was(cls: type[RPCError]) -> None:
     sent = cls("some text", details={"a": [1], "retryable": True})
@@ -316,6 +395,9 @@ def test_details_are_a_copy() -> None:
         RPCTimeout("late", details={"retryable": True}),
         InternalError("x", details={"error_id": "abc"}),
         RPCError.from_wire("of_another_program", "text", {"x": 1}),
+        OutOfApples("apples", left=2),
+        JobFailed("backup", 3),
+        RPCError.from_wire("job_failed", "text", {"job": "backup", "tries": 3}),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -115,6 +115,35 @@ async def test_fields_arrive_as_what_they_are() -> None:
             assert (jam.value.tray, jam.value.page, jam.value.papers) == (2, 3, ["A4"])
 
 
+class Stubborn(RPCError):
+    """An error that does not take what its own class has sent."""
+
+    amount: int
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "amount" and "code" in vars(self):
+            raise ValueError("an error that has arrived cannot be changed")
+        super().__setattr__(name, value)
+
+
+async def test_an_error_that_cannot_be_rebuilt_does_not_break_the_connection() -> None:
+    server = new_server()
+
+    @server.rpc
+    async def choose() -> None:
+        error = Stubborn("no")
+        error.amount = 5
+        raise error
+
+    async with server, new_client(server) as client:
+        connection = client.connection
+        with pytest.raises(RPCError) as caught:
+            await within(client.rpc.choose())
+        assert (type(caught.value), caught.value.code) == (RPCError, "stubborn")
+        assert caught.value.details == {"amount": 5}
+        assert client.connection is connection and not connection.away
+
+
 @pytest.mark.parametrize("debug", [True, False])
 async def test_a_traceback_is_shown_only_to_who_debugs(debug: bool) -> None:
     server = new_server(debug=debug)
