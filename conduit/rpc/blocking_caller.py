@@ -207,7 +207,7 @@ class Method:
         self._offered = offered
         self.__name__ = self.__qualname__ = name
 
-    def __call__(self, **parameters: Any) -> Any:
+    def __call__(self, /, **parameters: Any) -> Any:
         return self._call(self.__name__, parameters)
 
     def __repr__(self) -> str:

@@ -75,7 +75,7 @@ class LoopThread:
             await self._loop.shutdown_asyncgens()
 
     def run(
-        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **options: P.kwargs
+        self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **options: P.kwargs
     ) -> T:
         """Run an async function on the loop, and wait for its result.
 

@@ -159,6 +159,10 @@ def register_more(server: Server) -> None:
     async def first(numbers: AsyncIterator[int]) -> int:
         return await anext(numbers)
 
+    @server.rpc
+    async def odd_names(self: int, function: int, method: int, args: int = 0) -> list[int]:
+        return [self, function, method, args]
+
     @server.rpc("stock.count")
     async def stock(article: str, *, minimum: int = 3) -> int:
         return minimum
@@ -699,6 +703,16 @@ def test_an_interface_is_plain_functions(client: blocking.Client) -> None:
         api.add(1)  # type: ignore[call-arg]
     with pytest.raises(RPCTimeout):
         options(api, timeout=0.05).sleep()
+
+
+class OddNames(Protocol):
+    def odd_names(this, self: int, function: int, method: int, args: int = 0) -> list[int]: ...
+
+
+def test_parameters_may_have_any_name(client: blocking.Client) -> None:
+    assert client.rpc.odd_names(self=1, function=2, method=3) == [1, 2, 3, 0]
+    api = client.rpc.bind(OddNames)
+    assert api.odd_names(self=1, function=2, method=3, args=4) == [1, 2, 3, 4]
 
 
 def test_an_interface_is_held_against_the_server(hub: Hub) -> None:
