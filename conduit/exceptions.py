@@ -259,10 +259,23 @@ class RPCError(ConduitError):
         """
         cls = RPCError._registry.get(code, RPCError)
         try:
-            return _rebuilt(cls, code, message, details)
+            return cls._rebuilt(code, message, details)
         except Exception:
             logger.exception("%s cannot be made of what the peer has sent", cls.__qualname__)
-            return _rebuilt(RPCError, code, message, details)
+            return RPCError._rebuilt(code, message, details)
+
+    @classmethod
+    def _rebuilt(cls, code: str, message: str, details: Mapping[str, Any]) -> RPCError:
+        error = _without_init(cls, (message,))
+        error.message = message
+        error.details = dict(details)
+        error.code = code
+        if cls._fields and "_typed" not in cls.__dict__:
+            cls._typed = _validators(cls, cls._fields)
+        for name in cls._fields:
+            if name in details:
+                setattr(error, name, cls._typed[name](details[name]))
+        return error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For `copy` and `pickle`, which would call __init__ with what the text is made of.
@@ -270,19 +283,6 @@ class RPCError(ConduitError):
 
     def __str__(self) -> str:
         return str(self.message or self.code)
-
-
-def _rebuilt(cls: type[RPCError], code: str, message: str, details: Mapping[str, Any]) -> RPCError:
-    error = _without_init(cls, (message,))
-    error.message = message
-    error.details = dict(details)
-    error.code = code
-    if cls._fields and "_typed" not in cls.__dict__:
-        cls._typed = _validators(cls, cls._fields)
-    for name in cls._fields:
-        if name in details:
-            setattr(error, name, cls._typed[name](details[name]))
-    return error
 
 
 def _without_init(cls: type[E], args: tuple[Any, ...]) -> E:

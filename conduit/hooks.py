@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -71,5 +72,8 @@ class Hooks:
 
 def _is_cancelled() -> bool:
     """Whether somebody has cancelled this task; before Python 3.11 nobody can tell."""
-    task = asyncio.current_task()
-    return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
+    if sys.version_info >= (3, 11):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    else:
+        return True

@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_read(material, tmp_path, side, field, kind, error
     files = {"certificate": material.chain, "key": material.key, "ca": material.ca, field: path}
     with pytest.raises(error, match=f"tls {field} cannot be read") as caught:
         side(TLS(**files))
-    assert caught.value.filename == path
+    assert caught.value.filename == str(path)
     assert str(path) in str(caught.value)
 
 

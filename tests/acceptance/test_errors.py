@@ -57,7 +57,7 @@ class Article(BaseModel):
     price: Decimal
 
 
-class NoneLeft(RPCError):
+class Unavailing(RPCError):
     """An error whose fields have defaults, and types that are no plain data."""
 
     until: datetime.datetime
@@ -85,7 +85,7 @@ async def test_fields_arrive_as_what_they_are() -> None:
     server = new_server()
 
     async def buy(tries: int) -> None:
-        error = NoneLeft(until, among)
+        error = Unavailing(until, among)
         if tries:
             error.left, error.tried = tries, {"here", "there"}
         raise error
@@ -102,11 +102,11 @@ async def test_fields_arrive_as_what_they_are() -> None:
         async with client:
             (peer,) = server.connections.values()
             for caller in (client.rpc, peer.rpc):
-                with pytest.raises(NoneLeft) as first:
+                with pytest.raises(Unavailing) as first:
                     await within(caller.call("buy", [0]))
                 assert (first.value.until, first.value.among) == (until, among)
                 assert (first.value.left, first.value.tried) == (0, None)
-                with pytest.raises(NoneLeft) as second:
+                with pytest.raises(Unavailing) as second:
                     await within(caller.call("buy", [3]))
                 assert (second.value.left, second.value.tried) == (3, {"here", "there"})
                 assert second.value.details["until"] == "2028-02-29T12:30:00"
