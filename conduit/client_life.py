@@ -62,6 +62,7 @@ class ClientLife:
         self._reconnecting: asyncio.Task[None] | None = None
         self._reason: ConnectionClosed | None = None
         self._announced = False
+        self._going: ConnectionClosed | None = None
         self._loss_told: asyncio.Task[None] | None = None
         self._disconnect_told: asyncio.Task[None]
         self._closed: asyncio.Future[None] | None = None
@@ -112,6 +113,8 @@ class ClientLife:
                 await self.disconnect()
             raise
         self._attempt = None
+        if self._going is not None and self._connection is not None:
+            self.leaving(self._connection, self._going)
         try:
             await self._hooks.tell("connect", self)
         except BaseException:
@@ -221,6 +224,7 @@ class ClientLife:
     def opened(self, connection: Connection) -> None:
         """Use the connection: the login is done."""
         older = self._connection
+        self._going = None
         if self.descriptor.reconnect_enabled:
             connection.keeps = connection.protocol.peer.keeps
         self._use(connection)
@@ -244,10 +248,12 @@ class ClientLife:
         """Look for another server, or for the next life of this one, while it ends its work."""
         if (
             connection is self._connection
-            and self._attempt is None  # or `connect` would have begun with one that ends
             and self._offline.status is Status.READY
             and self.descriptor.reconnect_enabled
         ):
+            if self._attempt is not None:  # `connect` is not done; it comes back to this
+                self._going = reason
+                return
             self._unhandled += connection.leave(self._offline)
             self._offline.waits = True
             self._connect_again(reason, lost=False)
@@ -304,7 +310,8 @@ class ClientLife:
     def _lost(self, reason: ConnectionClosed | None) -> None:
         assert reason is not None
         if self.descriptor.reconnect_enabled and reason.code not in _FINAL_CODES:
-            self._connect_again(reason, lost=True)
+            self._offline.waits = self._going is not None
+            self._connect_again(reason, lost=self._going is None)
         else:
             self._reason = reason
             self._end()

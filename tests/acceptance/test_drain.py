@@ -10,7 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -53,6 +53,7 @@ class Worker:
         self.noted: list[int] = []
         self.server.rpc(self.work)
         self.server.rpc(self.count)
+        self.server.rpc(self.answer)
         self.server.on("note")(self.note)
         self.server.on("slow")(self.slow)
 
@@ -61,6 +62,9 @@ class Worker:
         await self.go.wait()
         self.ran[number] += 1
         return [number, self.name]
+
+    async def answer(self) -> str:
+        return self.name
 
     async def count(self, to: int) -> AsyncIterator[int]:
         for number in range(to):
@@ -496,6 +500,43 @@ async def test_who_connects_while_the_server_stops_finds_another() -> None:
         assert await within(call) == [1, "one"]
         await within(stopping)
         await within(asyncio.gather(client.disconnect(), later.disconnect()))
+
+
+class Counts(Protocol):
+    """An interface, which a client holds against its server before it is connected."""
+
+    def count(self, to: int) -> AsyncIterator[int]: ...
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["still works", "closes"])
+async def test_a_goodbye_before_the_client_is_connected_is_one_all_the_same(busy: bool) -> None:
+    one, other = Worker("one"), Worker("other")
+    await one.server.start()
+    async with other.server:
+        first = both(one, other)
+        await within(first.connect())
+        call = start(first.rpc.call("work", [1])) if busy else None
+        await until(lambda: one.begun or not busy)
+        client = both(one, other)
+        counts = client.rpc.bind(Counts)
+        story = Story(client)
+
+        async def stop() -> None:
+            await until(lambda: len(one.server.connections) == 2)
+            await one.server.stop(grace=TIMEOUT)
+
+        stopping = start(stop())
+        await within(client.connect())
+        assert await within(client.rpc.call("answer", [])) == "other"
+        one.go.set()
+        other.go.set()
+        assert [number async for number in counts.count(2)] == [0, 1]
+        if call is not None:
+            assert await within(call) == [1, "one"]
+        await within(stopping)
+        assert client.server_name == "other"
+        assert not any(told.startswith("lost") for told in story.told)
+        await within(asyncio.gather(client.disconnect(), first.disconnect()))
 
 
 async def test_the_server_calls_its_client_until_the_end() -> None:
