@@ -1,8 +1,10 @@
 """Names whoever holds the event loop, while that goes on.
 
-A thread looks several times a second whether the loop waits for events, and asks it for a sign of
-life if it does not. When none comes, what the loop's thread does just then is what holds it:
-everybody else who is served by the loop waits meanwhile.
+A thread asks the loop for a sign of life many times a second. When none comes, what the loop's
+thread does just then is what holds it: everybody else who is served by the loop waits meanwhile.
+
+Only then is the stack of the loop's thread looked at. Whoever holds a frame holds its variables,
+and one of them may be a buffer that was lent to the loop for a read.
 """
 
 from __future__ import annotations
@@ -59,8 +61,6 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._patience / LOOKS):
-            if self._frame() is None and not self._loop.is_closed():
-                continue
             self._answered.clear()
             if self._stopped.is_set():  # between the wait and the line above
                 return
@@ -71,17 +71,12 @@ class Watchdog:
             if not self._answered.wait(self._patience):
                 self._report(time.monotonic() - self._patience)
 
-    def _frame(self) -> FrameType | None:
-        """Return what the loop's thread does; None if it waits for events, as far as that shows."""
+    def _report(self, since: float) -> None:
         frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # documented
         frame = frames.get(self._watched)
-        waits = frame is None or frame.f_code.co_filename == selectors.__file__
-        return None if waits else frame
-
-    def _report(self, since: float) -> None:
-        frame = self._frame()
         name = self._handling.running()
-        if frame is not None:  # else the machine was busy, or asleep
+        # A loop that waits for events is held by nobody: the machine was busy, or asleep.
+        if frame is not None and frame.f_code.co_filename != selectors.__file__:
             logger.warning(
                 "%s has held the event loop for more than %g s, and everybody waits; it should "
                 "await what takes long, or be a plain `def`, which runs in a thread:\n%s",
@@ -89,7 +84,7 @@ class Watchdog:
                 self._patience,
                 _shown(frame),
             )
-        del frame
+        del frame, frames
         self._answered.wait()
         logger.info("the event loop was held for %.2f s", time.monotonic() - since)
 
