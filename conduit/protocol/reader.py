@@ -387,7 +387,11 @@ class FrameReader(FrameWriter, ABC):
         self._missing -= len(data)
         rest = data[:missing]
         if apart.tell() == self._ends_in:
-            apart.write(rest[:1])
+            try:
+                apart.write(rest[:1])
+            except BufferError:  # it is lent out still: a profiler holds the frame that has read
+                apart = self._apart = _copied(apart)
+                apart.write(rest[:1])
             rest = rest[1:]
         self._partial += rest
         if self._missing > 0:
@@ -434,6 +438,13 @@ class FrameReader(FrameWriter, ABC):
         self._heard_bytes = 0
         self.ack_due = False
         self.send_urgent(_ACK, session.received)
+
+
+def _copied(apart: io.BytesIO) -> io.BytesIO:
+    """Return the same content in memory that nobody has been lent, at the same position."""
+    copy = io.BytesIO(apart.getbuffer())
+    copy.seek(apart.tell())
+    return copy
 
 
 def _check(type: int, id: int, size: int) -> None:

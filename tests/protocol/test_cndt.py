@@ -676,6 +676,22 @@ def test_the_link_ends_within_large_bytes() -> None:
     assert not server.eof()
 
 
+def test_large_bytes_arrive_also_while_somebody_holds_the_buffer_that_was_lent() -> None:
+    """A profiler takes the frames of other threads, and with them what these have read to."""
+    server = server_in(State.OPEN, capabilities=HUGE)
+    data = message(1, pack(["put", FILE]))
+    assert server.receive(data[:1000]) == []
+    held = server.buffer()
+    assert held is not None
+    held[:] = data[1000 : 1000 + len(held)]
+    assert server.buffer_filled(len(held)) == []
+    events = server.receive(data[1000 + len(held) :])
+    assert payloads_of(events) == [["put", FILE]]
+    held[:4] = b"late"
+    assert payloads_of(events) == [["put", FILE]]
+    assert not server.eof()
+
+
 @pytest.mark.parametrize("end", [MIB, -1])
 def test_a_peer_that_is_closed_within_large_bytes_stays_closed(end: int) -> None:
     server = server_in(State.OPEN, capabilities=HUGE)
