@@ -19,6 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from . import client as asynchronous
 from .descriptors import ClientDescriptor
 from .exceptions import ConnectionClosed
+from .hooks import check_hook
 from .rpc.blocking_caller import BLOCKING, BlockingCaller, StreamCall
 from .rpc.method import Example
 from .transport import limited
@@ -137,6 +138,9 @@ class Client:
         self._thread: LoopThread | None = None
         self.rpc = ClientCaller(self._client.rpc, self._started, lambda: self.connection.id)
 
+    def __repr__(self) -> str:
+        return f"<blocking.{repr(self._client)[1:]}"
+
     # Handlers and hooks.
 
     def on(
@@ -163,7 +167,7 @@ class Client:
     def on_connect(self) -> Callable[[F], F]: ...
     def on_connect(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs after the first login."""
-        return self._hook(self._client.on_connect, function)
+        return self._hook("connect", self._client.on_connect, function)
 
     @overload
     def on_disconnect(self, function: F) -> F: ...
@@ -171,7 +175,7 @@ class Client:
     def on_disconnect(self) -> Callable[[F], F]: ...
     def on_disconnect(self, function: Any = None) -> Any:
         """Register a hook `(client, reason)` that runs whenever the connection is lost or ends."""
-        return self._hook(self._client.on_disconnect, function)
+        return self._hook("disconnect", self._client.on_disconnect, function)
 
     @overload
     def on_resume(self, function: F) -> F: ...
@@ -179,7 +183,7 @@ class Client:
     def on_resume(self) -> Callable[[F], F]: ...
     def on_resume(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs when the session goes on; nothing is lost."""
-        return self._hook(self._client.on_resume, function)
+        return self._hook("resume", self._client.on_resume, function)
 
     @overload
     def on_lost(self, function: F) -> F: ...
@@ -187,7 +191,7 @@ class Client:
     def on_lost(self) -> Callable[[F], F]: ...
     def on_lost(self, function: Any = None) -> Any:
         """Register a hook `(client, reason)` that runs when the session cannot go on."""
-        return self._hook(self._client.on_lost, function)
+        return self._hook("lost", self._client.on_lost, function)
 
     @overload
     def on_reconnect(self, function: F) -> F: ...
@@ -195,10 +199,11 @@ class Client:
     def on_reconnect(self) -> Callable[[F], F]: ...
     def on_reconnect(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs after a new session was made with the server."""
-        return self._hook(self._client.on_reconnect, function)
+        return self._hook("reconnect", self._client.on_reconnect, function)
 
-    def _hook(self, register: Callable[[Any], Any], function: Any) -> Any:
+    def _hook(self, name: str, register: Callable[[Any], Any], function: Any) -> Any:
         def add(function: F) -> F:
+            check_hook(name, function)
             register(partial(self._tell, function))
             return function
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, overload
 
 from .client_caller import ClientCaller
@@ -35,6 +35,10 @@ class Client(ClientLife):
         self, target: ClientDescriptor | str | Sequence[str] | None = None, **fields: Any
     ) -> None:
         super().__init__(_descriptor(target, fields))
+
+    def __repr__(self) -> str:
+        servers = ", ".join(map(str, self.descriptor.addresses))
+        return f"<Client {self.descriptor.name!r} of {servers} {self.status.value}>"
 
     # Handlers and hooks.
 
@@ -170,5 +174,10 @@ def _descriptor(
     if isinstance(target, str):
         fields = {"urls": (target,), **fields}
     elif target is not None:
+        if not isinstance(target, Iterable):
+            raise TypeError(
+                "a client takes a ClientDescriptor, URLs, or fields such as server_port=..., "
+                f"not {target!r:.80}"
+            )
         fields = {"urls": tuple(target), **fields}
     return ClientDescriptor(**fields)

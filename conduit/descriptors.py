@@ -5,9 +5,10 @@ Every field changes something; unknown fields are an error.
 
 from __future__ import annotations
 
+import difflib
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from .idempotency import IdempotencyStore
 from .protocol import tokens
@@ -67,6 +69,29 @@ class _Model(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest(cls, given: Any) -> Any:
+        """Say of an unknown field what it may have been meant to be."""
+        if isinstance(given, dict):
+            known = cls.model_fields
+            near = {name: _near(str(name), known) for name in given if name not in known}
+            if any(near.values()):
+                listed = (f"{name!r} {hint}".rstrip() for name, hint in near.items())
+                raise PydanticCustomError(
+                    "extra_forbidden",
+                    "Extra inputs are not permitted: {names}",
+                    {"names": ", ".join(listed)},
+                )
+        return given
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """Return a hint with the fields that a name is like or a part of, or nothing."""
+    found = [one for one in known if one.startswith(name) or one.endswith(f"_{name}")]
+    found = found[:3] or difflib.get_close_matches(name, known, 1)
+    return f"(did you mean {' or '.join(found)}?)" if name and found else ""
 
 
 def reveal(secret: SecretStr | str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import sys
 from collections.abc import Callable
@@ -10,9 +11,24 @@ from typing import Any, TypeVar
 
 from .exceptions import RPCError
 
-__all__ = ["Hooks"]
+__all__ = ["Hooks", "check_hook"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_GIVEN = {
+    "startup": ("server",),
+    "shutdown": ("server",),
+    "client_connect": ("connection",),
+    "client_away": ("connection", "reason"),
+    "client_return": ("connection",),
+    "client_disconnect": ("connection", "reason"),
+    "connect": ("client",),
+    "disconnect": ("client", "reason"),
+    "resume": ("client",),
+    "lost": ("client", "reason"),
+    "reconnect": ("client",),
+}
+"""What the hooks of each moment are called with."""
 
 
 class Hooks:
@@ -27,9 +43,14 @@ class Hooks:
         self._hooks: dict[str, list[Callable[..., Any]]] = {}
 
     def decorator(self, name: str, function: Any) -> Any:
-        """Serve `@on_something` and `@on_something()` alike."""
+        """Serve `@on_something` and `@on_something()` alike.
+
+        Raises:
+            TypeError: The function does not take what hooks of this moment are given.
+        """
 
         def register(function: F) -> F:
+            check_hook(name, function)
             self._hooks.setdefault(name, []).append(function)
             return function
 
@@ -77,3 +98,21 @@ def _is_cancelled() -> bool:
         return task is None or task.cancelling() > 0
     else:
         return True
+
+
+def check_hook(name: str, function: Any) -> None:
+    """Refuse a hook that could not be called, when it is registered and not when it is wanted."""
+    given = _GIVEN[name]
+    if not callable(function):
+        raise TypeError(f"the hook on_{name} must be a function, not {function!r:.80}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some of what is built in does not tell
+        return
+    try:
+        signature.bind(*given)
+    except TypeError:
+        called = getattr(function, "__qualname__", repr(function))
+        raise TypeError(
+            f"the hook on_{name} {called} must take ({', '.join(given)}), not {signature}"
+        ) from None

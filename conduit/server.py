@@ -69,6 +69,10 @@ class Server:
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
+    def __repr__(self) -> str:
+        where = "not serving" if self._address is None else "at {}:{}".format(*self._address)
+        return f"<Server {self.name!r} {where}>"
+
     # Handlers and hooks.
 
     def on(
@@ -503,6 +507,11 @@ def _descriptor(
                 f"{descriptor}: a tls:// URL goes with tls=TLS(certificate=..., key=...)"
             )
         fields = {"host": address.host, "port": address.port, **fields}
+    elif descriptor is not None:
+        raise TypeError(
+            "a server takes a ServerDescriptor, a URL, or fields such as port=..., "
+            f"not {descriptor!r:.80}"
+        )
     return ServerDescriptor(**fields)
 
 

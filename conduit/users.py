@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Final, NamedTuple
 
 from pydantic import SecretBytes, SecretStr
@@ -168,7 +168,10 @@ class Users:
         users = self._descriptor.users
         assert users is not None
         assert not isinstance(users, Mapping)
-        found = _found(await users(user))
+        asked = users(user)
+        if not isinstance(asked, Awaitable):
+            raise TypeError(f"users= must be an async function; it returned {type(asked).__name__}")
+        found = _found(await asked)
         self._learn(user, found.verifier)
         return found
 

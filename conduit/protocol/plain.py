@@ -10,7 +10,7 @@ import ipaddress
 import pathlib
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any, Final
 
 __all__ = ["plain", "unsendable"]
@@ -82,6 +82,8 @@ def _plainer(value: Any) -> Any:
     if hasattr(kind, "unicode_string"):  # every kind of URL that Pydantic has
         return str(value)
     hint = "send plain data, a dataclass or a Pydantic model"
+    if isinstance(value, Awaitable):
+        hint = "is an `await` missing?"
     if hasattr(value, "__aiter__") or hasattr(value, "__next__"):
         hint = "an iterator can be an argument of rpc.stream(...), and nothing else"
     raise _cannot_send(value, hint)

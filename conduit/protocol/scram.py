@@ -164,7 +164,8 @@ class Verifier:
         match = _VERIFIER.fullmatch(text)
         if match is None:
             raise ValueError(
-                "verifier does not have the form SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey"
+                "verifier does not have the form SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey;"
+                " hash_password(...) makes one of a password"
             )
         salt, stored_key, server_key = map(_from_base64, match.groups()[1:])
         if salt is None or stored_key is None or server_key is None:
@@ -337,7 +338,8 @@ class ClientScram(_Exchange):
         if not low <= iterations <= high:
             raise self._error(
                 f"server asks for {_shown(found['i'])} iterations, the limits are"
-                f" min_iterations={low} and max_iterations={high}"
+                f" min_iterations={low} and max_iterations={high}; its verifier should have"
+                " others, or the client other Limits(...)"
             )
         salt = self._bytes(found["s"])
         if not _MIN_SALT <= len(salt) <= _MAX_SALT:

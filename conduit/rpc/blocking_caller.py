@@ -18,7 +18,7 @@ from ..transport.loop_thread import LoopThread
 from ..transport.requests import DEFAULT, Default, Headers, Params
 from ..transport.thread_items import in_thread, in_threads
 from .bind import Bound, WithOptions
-from .caller import Caller
+from .caller import Caller, by_name_only
 from .compatibility import differences
 from .interface import Operation, Style, operations
 from .retry import Retry
@@ -32,6 +32,11 @@ S = TypeVar("S", bound="StreamCall[Any, Any]")
 _Offered = dict[str, dict[str, Any]]
 """What discovery tells, by the names of the methods."""
 
+_ANYTHING = inspect.Signature(
+    [inspect.Parameter("parameters", inspect.Parameter.VAR_KEYWORD, annotation=Any)],
+    return_annotation=Any,
+)
+"""The signature of a method of which the server has told nothing."""
 COMPLETION_TIME = 5.0
 """Seconds that completion and `help()` wait for the server."""
 
@@ -207,7 +212,9 @@ class Method:
         self._offered = offered
         self.__name__ = self.__qualname__ = name
 
-    def __call__(self, /, **parameters: Any) -> Any:
+    def __call__(self, /, *positional: Any, **parameters: Any) -> Any:
+        if positional:
+            raise by_name_only(self.__name__)
         return self._call(self.__name__, parameters)
 
     def __repr__(self) -> str:
@@ -229,9 +236,9 @@ class Method:
         return "\n\n".join("\n".join(map(shown, lines)) for lines in parts if lines)
 
     @property
-    def __signature__(self) -> inspect.Signature | None:
+    def __signature__(self) -> inspect.Signature:
         method = self._offered().get(self.__name__)
-        return None if method is None else python_signature(method)
+        return _ANYTHING if method is None else python_signature(method)
 
 
 class BlockingCaller:

@@ -21,7 +21,7 @@ from .compatibility import differences
 from .interface import ASYNC, Style, operations
 from .retry import Attempts, Budget, Retry
 
-__all__ = ["Caller", "convert", "data"]
+__all__ = ["Caller", "by_name_only", "convert", "data"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -395,11 +395,21 @@ class Caller:
                 f"use call({name!r})"
             )
 
-        def method(**parameters: Any) -> Coroutine[Any, Any, Any]:
+        def method(*positional: Any, **parameters: Any) -> Coroutine[Any, Any, Any]:
+            if positional:
+                raise by_name_only(name)
             return self._call(name, parameters, DEFAULT, False, None, None)
 
         method.__name__ = method.__qualname__ = name
         return method
+
+
+def by_name_only(name: str) -> TypeError:
+    """Return the error for `rpc.add(1, 2)`: nobody knows here what the parameters are called."""
+    return TypeError(
+        f"rpc.{name}(...) takes its arguments by name, such as rpc.{name}(a=1); "
+        f"by position they go through rpc.call({name!r}, [1])"
+    )
 
 
 def _result(returns: Any, body: list[Any]) -> Any:

@@ -75,9 +75,13 @@ class Method:
         self.name = name
         self.requires = requires
         self.guard = guard(name, requires)
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise ValueError(
+                f"timeout of method {name!r} must be a number of seconds above 0, not {timeout!r}"
+            )
         self.timeout = timeout
         self.kind: Kind = _kind(function, name, thread)
-        self._contract = contract = contract or contract_of(function, name)
+        self._contract = contract = contract or _bound_contract(function, name)
         signature, hints = contract.signature, contract.hints
         annotations = {key: shown(hint) for key, hint in hints.items()}
         self._connections = [p for p in signature.parameters if _is(hints.get(p), Connection)]
@@ -282,7 +286,7 @@ class MessageHandler:
         self.kind: Kind = _kind(function, name, thread)
         if inspect.isasyncgenfunction(called(function)):
             raise TypeError(f"handler {name!r} is a generator; messages have no streams")
-        signature, hints, *_ = contract_of(function, name)
+        signature, hints, *_ = _bound_contract(function, name)
         parameters = list(signature.parameters.values())
         self._contexts = {p.name for p in parameters if _is(hints.get(p.name), Context)}
         injected = {p.name for p in parameters if _is(hints.get(p.name), Connection)}
@@ -349,6 +353,18 @@ def _kind(function: Callable[..., Any], name: str, thread: bool | None) -> Kind:
             raise TypeError(f"handler {name!r} is async, so it runs on the event loop: no thread=")
         return "coroutine"
     return "inline" if thread is False else "thread"
+
+
+def _bound_contract(function: Callable[..., Any], name: str) -> Contract:
+    """Return what a function promises, unless it is a method that still lacks its object."""
+    contract = contract_of(function, name)
+    first = next(iter(contract.signature.parameters.values()), None)
+    if first is not None and first.name == "self" and first.annotation is first.empty:
+        raise TypeError(
+            f"handler {name!r} takes `self`, and there is no object yet; register the method of "
+            "an object, as in server.rpc(thing.method)"
+        )
+    return contract
 
 
 def _without_warning(function: Callable[..., Any]) -> Callable[..., Any]:

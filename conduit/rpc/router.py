@@ -14,6 +14,7 @@ from ..roles import Guard, Roles, role_names
 from ..transport.requests import NAME_BYTES
 from ..transport.running import Handler
 from ..transport.streaming import Streaming
+from .contract import called
 from .fingerprint import fingerprint
 from .implementation import implemented
 from .method import Example, Kind, MessageHandler, Method
@@ -67,7 +68,7 @@ class Router:
             ValueError: The name is taken or is none, an example does not fit, or a role is none.
             TypeError: The signature cannot be served.
         """
-        name = str(getattr(function, "__name__", "")) if name is None else name
+        name = _name_of(function) if name is None else name
         _check_name(name, self.methods)
         if name.startswith(BUILT_IN):
             raise ValueError(
@@ -139,6 +140,10 @@ class Router:
         self, name: str, *, concurrent: bool, thread: bool | None, requires: Roles = ()
     ) -> Callable[[F], F]:
         """Serve `@on("name")`."""
+        if callable(name):  # it would never be registered, and nobody would know
+            raise TypeError(
+                f"a handler of messages needs the name of the message: @on({_name_of(name)!r})"
+            )
 
         def register(function: F) -> F:
             return self.add_message(
@@ -243,6 +248,14 @@ class _Discovery:
         )
 
 
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", ""))
+
+
+def _place_of(function: Any) -> str:
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', '?')}"
+
+
 def _check_name(name: str, taken: dict[str, Any]) -> None:
     if (
         not isinstance(name, str)
@@ -253,7 +266,9 @@ def _check_name(name: str, taken: dict[str, Any]) -> None:
             f"a handler needs a printable name of 1 to {NAME_BYTES} bytes, not {name!r:.80}"
         )
     if name in taken:
-        raise ValueError(f"{name!r} has a handler already")
+        function = getattr(taken[name], "function", None)
+        there = "" if function is None else f": {_place_of(called(function))}"
+        raise ValueError(f"{name!r} has a handler already{there}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

@@ -29,7 +29,17 @@ from .handling import HANDLING, inherit
 from .line import NOBODY, Line
 from .loop import Sweep
 from .outlet import FLUSH_FRAMES, Outlet
-from .requests import DEFAULT, Default, Headers, Params, Requests, checked_key, plain, too_large
+from .requests import (
+    DEFAULT,
+    Default,
+    Headers,
+    Params,
+    Requests,
+    checked_key,
+    no_timeout,
+    plain,
+    too_large,
+)
 
 __all__ = [
     "Calls",
@@ -352,7 +362,10 @@ class Calls:
         handling = HANDLING.get()
         if handling is not None:
             seconds = inherit(handling, seconds)
-        return seconds, math.inf if seconds is None else self._loop.time() + seconds
+        try:
+            return seconds, math.inf if seconds is None else self._loop.time() + seconds
+        except TypeError:
+            raise no_timeout(seconds) from None
 
     async def _turn(self, method: str, deadline: float, seconds: float | None) -> None:
         """Wait in line until the peer grants a slot and there is room to send."""

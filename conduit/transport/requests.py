@@ -19,6 +19,7 @@ __all__ = [
     "Params",
     "Requests",
     "checked_key",
+    "no_timeout",
     "plain",
     "too_large",
 ]
@@ -93,6 +94,8 @@ class Requests:
     ) -> tuple[bytes, bytes]:
         """The same with headers, and with whatever else there is to say."""
         if headers:
+            if not isinstance(headers, Mapping):
+                raise TypeError(f"headers must be a mapping, not {headers!r:.80}")
             if not all(isinstance(key, str) for key in headers):
                 raise TypeError("the names of headers must be text")
             meta["headers"] = dict(headers)
@@ -133,7 +136,17 @@ def checked_key(key: str) -> str:
 
 
 def _ttl(seconds: float | None) -> int:
-    return 0 if seconds is None else max(1, round(seconds * 1000))
+    try:
+        return 0 if seconds is None else max(1, round(seconds * 1000))
+    except (TypeError, ValueError, OverflowError):
+        raise no_timeout(seconds) from None
+
+
+def no_timeout(given: Any) -> TypeError:
+    """Return the error for what cannot be a timeout."""
+    return TypeError(
+        f"timeout must be a number of seconds, or None for no deadline, not {given!r:.80}"
+    )
 
 
 def too_large(what: str, size: int, limit: int) -> PayloadTooLarge:

@@ -7,8 +7,11 @@ import logging
 import math
 import secrets
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
+
+from pydantic import ValidationError
 
 from ..exceptions import CallCancelled, InternalError, RPCError
 from .handling import Handled
@@ -172,8 +175,11 @@ def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
     if isinstance(error, asyncio.CancelledError):
         return CallCancelled(f"{name!r} was cancelled by the side that ran it")
     error_id = secrets.token_hex(8)
+    text = "handler %r failed, error id %s"
+    if _is_misfit(error):
+        text = "what handler %r gives back does not fit its annotation, error id %s"
     logger.error(
-        "handler %r failed, error id %s",
+        text,
         name,
         error_id,
         exc_info=(type(error), error, error.__traceback__),
@@ -186,6 +192,16 @@ def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
     return InternalError(text, details=details)
 
 
+def _is_misfit(error: BaseException) -> bool:
+    """Whether it was a result that did not fit, and no validation of the application's own."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValidationError) and all(map(_in_conduit, frames))
+
+
+def _in_conduit(frame: tuple[types.FrameType, int]) -> bool:
+    return _package(frame[0].f_globals.get("__name__")) == _package(__name__)
+
+
 def _as_of_this_call(error: RPCError) -> RPCError:
     """Return an error with an `executed` that is true of the call which it now answers.
 
@@ -195,10 +211,7 @@ def _as_of_this_call(error: RPCError) -> RPCError:
     """
     if not isinstance(error.details, dict) or error.details.get("executed") is not False:
         return error
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    in_conduit = [
-        _package(frame.f_globals.get("__name__")) == _package(__name__) for frame in frames
-    ]
+    in_conduit = list(map(_in_conduit, traceback.walk_tb(error.__traceback__)))
     if all(in_conduit) or not in_conduit[-1]:
         return error  # the handler did not begin, only passes calls on, or has raised it itself
     details = {**error.to_wire(), "executed": True}

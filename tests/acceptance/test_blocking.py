@@ -797,7 +797,7 @@ def test_help_without_an_answer(hub: Hub) -> None:
     client = hub.client()
     assert "call" in dir(client.rpc)
     assert "nothing" in str(client.rpc.add.__doc__)
-    assert str(inspect.signature(client.rpc.add)) == "(**parameters: 'Any') -> 'Any'"
+    assert str(inspect.signature(client.rpc.add)) == "(**parameters: Any) -> Any"
 
 
 def test_another_connection_is_asked_anew(hub: Hub) -> None:
