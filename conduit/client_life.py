@@ -178,9 +178,9 @@ class ClientLife:
     async def __aexit__(self, *exc: object) -> None:
         await self.disconnect()
 
-    def _end(self) -> None:
+    def _end(self, reason: ConnectionClosed | None = None) -> None:
         self._unhandled.clear()  # or the next `connect` would send what nobody waits for
-        self._offline.become(Status.CLOSED)
+        self._offline.become(Status.CLOSED, reason)
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
@@ -314,7 +314,9 @@ class ClientLife:
             self._connect_again(reason, lost=self._going is None)
         else:
             self._reason = reason
-            self._end()
+            if self._attempt is None:  # else `connect` tells of it
+                logger.warning("connection lost (%s); it is not made again", reason)
+            self._end(reason)
             self._tell_of_end(reason)
 
     def _connect_again(self, reason: ConnectionClosed, *, lost: bool) -> None:
@@ -362,7 +364,8 @@ class ClientLife:
             logger.error("giving up the connection: %s", exc)
             if self._connection is not None:
                 self._connection.fail(reason, CloseCode.ABNORMAL, f"{reason}; {exc}")
-            self._end()
+            text = f"the client has given up: {reason}; {exc}"
+            self._end(ConnectionClosed(reason.reason, code=reason.code, message=text))
             return
         if self._connection is None:
             return  # it is lost again already, and another one tells of that

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from .exceptions import ConnectionClosed, RPCTimeout
+from .transport.calls import closed_again
 from .transport.connection import Connection
 from .transport.handling import HANDLING, inherit
 from .transport.requests import DEFAULT, Default, Headers, Params
@@ -46,18 +47,24 @@ class Offline:
     so be freed by garbage collections only.
     """
 
-    __slots__ = ("_changed", "_timeout", "connection", "status", "waits")
+    __slots__ = ("_changed", "_timeout", "connection", "end", "status", "waits")
 
     def __init__(self, timeout: float | None) -> None:
         self.status = Status.IDLE
         self.connection: Connection | None = None
+        self.end: ConnectionClosed | None = None
         self.waits = False
         self._timeout = timeout
         self._changed: asyncio.Future[None] | None = None
 
-    def become(self, status: Status) -> None:
-        """Change the status, and tell whoever waits for that."""
-        self.status = status
+    def become(self, status: Status, end: ConnectionClosed | None = None) -> None:
+        """Change the status, and tell whoever waits for that.
+
+        Args:
+            status: The new one.
+            end: Why there will be no connection, unless the application wants none.
+        """
+        self.status, self.end = status, end
         self.waits = self.waits and status is Status.RECONNECTING
         changed, self._changed = self._changed, None
         if changed is not None:
@@ -73,6 +80,8 @@ class Offline:
 
     def error(self) -> ConnectionClosed:
         """Return the error that says why there is no connection."""
+        if self.end is not None:
+            return closed_again(self.end)
         return ConnectionClosed(_NOT_CONNECTED[self.status])
 
     async def _next(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import Any
 
 import pytest
 
 import conduit.blocking
-from conduit import TLS, AuthenticationError, Client, Connection, Server
+from conduit import TLS, AuthenticationError, Client, Connection, ConnectionClosed, Server, Status
 from tests.acceptance.support import FAST_LOGIN, new_client, new_server, within
 
 
@@ -223,6 +224,38 @@ async def test_the_log_tells_a_result_that_does_not_fit_from_a_handler_that_fail
         with pytest.raises(conduit.InternalError):
             await within(client.rpc.fails())
         assert "handler 'fails' failed" in caplog.text
+
+
+# The end of a connection
+
+
+async def test_a_client_that_was_sent_away_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "conduit.client")
+    async with new_server() as server, new_client(server) as client:
+        (connection,) = server.connections.values()
+        await connection.close(4403, "too loud")
+        await within(client.wait_closed())
+        with pytest.raises(ConnectionClosed, match="too loud") as raised:
+            await client.rpc.add(a=1, b=2)
+        assert raised.value.code == 4403
+        with pytest.raises(ConnectionClosed, match="too loud"):
+            await client.send("news")
+        assert "connection lost (closed by the peer: too loud); it is not made again" in caplog.text
+        await client.disconnect()
+        with pytest.raises(ConnectionClosed, match="the client has disconnected"):
+            await client.rpc.add(a=1, b=2)
+
+
+async def test_a_client_that_has_given_up_says_so() -> None:
+    server = new_server()
+    await server.start()
+    client = new_client(server, reconnect_attempts=1, reconnect_delay=0.001)
+    await client.connect()
+    await server.stop()
+    await within(client.wait_closed())
+    assert client.status is Status.CLOSED
+    with pytest.raises(ConnectionClosed, match="has given up: .*nothing listens there"):
+        await client.rpc.add(a=1, b=2)
 
 
 async def test_a_refused_number_of_iterations_says_what_to_do() -> None:
