@@ -93,6 +93,7 @@ class ClientLife:
         """
         status = self._offline.status
         if status not in (Status.IDLE, Status.CLOSED):
+            self._check_loop()
             raise RuntimeError(f"the client is {status.value} already")
         loop = asyncio.get_running_loop()
         self._offline.become(Status.CONNECTING)
@@ -142,7 +143,11 @@ class ClientLife:
 
         May be called at any time and more than once. Cancelling it closes all the same, and waits
         for nothing.
+
+        Raises:
+            RuntimeError: The client has connected in another event loop.
         """
+        self._check_loop()
         tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
         self._attempt = self._reconnecting = None
         connection = self._connection
@@ -177,6 +182,16 @@ class ClientLife:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.disconnect()
+
+    def _check_loop(self) -> None:
+        """Refuse to work in another event loop, where it would wait for ever."""
+        closed = self._closed
+        if closed is None or closed.done() or closed.get_loop() is asyncio.get_running_loop():
+            return
+        raise RuntimeError(
+            "the client has connected in another event loop; connect and disconnect it within one "
+            "asyncio.run(...)"
+        )
 
     def _end(self, reason: ConnectionClosed | None = None) -> None:
         self._unhandled.clear()  # or the next `connect` would send what nobody waits for

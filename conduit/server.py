@@ -60,6 +60,7 @@ class Server:
         self._users = Users(self.descriptor)
         self._hooks = Hooks(logger)
         self._clients = Clients(self.descriptor, self._router, self._users, self._hooks)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: Listener | None = None
         self._watchdog: Watchdog | None = None
         self._address: tuple[str, int] | None = None
@@ -289,6 +290,7 @@ class Server:
             RuntimeError: The server runs already.
         """
         if self._starting is not None or self._address is not None:
+            self._check_loop()
             raise RuntimeError("the server runs already")
         self._starting = starting = asyncio.get_running_loop().create_task(self._start())
         try:
@@ -325,8 +327,8 @@ class Server:
             self._clients.connect,
             patience=descriptor.limits.login_timeout,
         )
+        self._loop = loop = asyncio.get_running_loop()
         if descriptor.watchdog is not None:
-            loop = asyncio.get_running_loop()
             self._watchdog = Watchdog(loop, Shared.of(loop).handling, descriptor.watchdog)
         logger.info("%s listens on %s:%s", self.name, *self.address)
 
@@ -374,6 +376,9 @@ class Server:
 
         Args:
             grace: Seconds that running handlers have; then they are cancelled.
+
+        Raises:
+            RuntimeError: The server was started in another event loop.
         """
         starting, self._starting = self._starting, None
         if starting is not None:
@@ -382,9 +387,18 @@ class Server:
         if self._ending is None:
             if self._listener is None:
                 return
+            self._check_loop()
             ending = self._stop(grace, asyncio.current_task())
             self._ending = asyncio.get_running_loop().create_task(ending)
         await asyncio.shield(self._ending)
+
+    def _check_loop(self) -> None:
+        """Refuse to work in another event loop, where it would wait for ever."""
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                "the server was started in another event loop; start and stop it within one "
+                "asyncio.run(...)"
+            )
 
     async def _stop(self, grace: float, caller: asyncio.Task[Any] | None) -> None:
         listener, self._listener = self._listener, None
@@ -401,7 +415,7 @@ class Server:
         watchdog, self._watchdog = self._watchdog, None
         if watchdog is not None:
             watchdog.stop()
-        self._address = self._ending = None
+        self._address = self._ending = self._loop = None
         logger.info("%s has stopped", self.name)
 
     async def _drain(self, grace: float, caller: asyncio.Task[Any] | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from typing import Any
@@ -264,3 +265,21 @@ async def test_a_refused_number_of_iterations_says_what_to_do() -> None:
         url = f"tcp://127.0.0.1:{server.address[1]}"
         with pytest.raises(AuthenticationError, match=r"Limits\(\.\.\.\)"):
             await within(Client(url, password="secret").connect())
+
+
+# Event loops
+
+
+def test_an_event_loop_of_its_own_for_each_step_is_refused_and_hangs_nowhere() -> None:
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        server = new_server()
+        loop.run_until_complete(server.start())
+        client = new_client(server)
+        loop.run_until_complete(client.connect())
+        for step in (client.connect, client.disconnect, server.start, server.stop):
+            with pytest.raises(RuntimeError, match=r"another event loop; .* one asyncio\.run"):
+                asyncio.run(within(step()))
+        loop.run_until_complete(client.disconnect())
+        loop.run_until_complete(server.stop())
+    asyncio.run(client.disconnect())  # there is nothing to do
+    asyncio.run(server.stop())
