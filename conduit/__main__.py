@@ -22,6 +22,7 @@ from . import (
     Client,
     ConduitError,
     ConnectionClosed,
+    InvalidParams,
     Limits,
     RPCError,
     RPCTimeout,
@@ -171,6 +172,9 @@ def call(
     async def work() -> Any:
         try:
             return await client.rpc.call(method, args)
+        except InvalidParams as exc:
+            hint = "; in a shell: conduit stream ..." if "rpc.stream(" in exc.message else ""
+            _fail(ANSWERED, f"{exc.code}: {exc.message}{hint}")
         except (TypeError, ValueError, OverflowError) as exc:
             _fail(USAGE, f"the call cannot be sent: {exc}")
 

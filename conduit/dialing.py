@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,14 +79,18 @@ class Dialer:
         """Try each address once, until a login is done.
 
         Raises:
-            Exception: The first error of those that were met, for `Client.connect` to tell of.
+            Exception: The first error of those that were met, for `Client.connect` to tell of; the
+                others are its notes, where Python has them.
         """
         failure: Exception | None = None
         for address in self._descriptor.addresses:
             try:
                 await self._log_in(wish, address)
             except (OSError, ConnectionClosed, Unavailable) as exc:
-                failure = failure or exc
+                if failure is None:
+                    failure = exc
+                elif sys.version_info >= (3, 11):
+                    failure.add_note(str(exc))
             else:
                 return
         assert failure is not None

@@ -187,6 +187,8 @@ async def test_a_stream_that_cannot_be_is_told_in_one_line() -> None:
             (["total", "--send", "numbers", "-"], 2, "^--send needs parameters by name, and stdin"),
         ):
             assert (await run("stream", at, *arguments, given="{}")).failed(code, why)
+        called = await run("call", at, "count", "to=1")
+        assert called.failed(1, "^invalid_params: .*; in a shell: conduit stream")
 
 
 async def test_an_answer_with_an_error_is_1_with_its_code() -> None:

@@ -60,6 +60,8 @@ METHODS_BYTES: Final = 32
 Send = Callable[[FrameType, Mapping[str, Any]], bytes]
 """Queue an AUTH frame and return its payload as it goes out."""
 
+_WITHOUT_PASSWORD = {ANONYMOUS: "without a password", EXTERNAL: "by a certificate"}
+
 
 class ServerLogin:
     """The accepting side.
@@ -141,9 +143,8 @@ class ServerLogin:
                 code="unsupported_version",
             )
         if mechanism not in self._mechanisms:
-            raise AuthenticationError(
-                f"login by {mechanism[:32]!r} is not offered", code="unsupported_mechanism"
-            )
+            by = _WITHOUT_PASSWORD.get(mechanism, f"by {mechanism[:32]!r}")
+            raise AuthenticationError(f"login {by} is not offered", code="unsupported_mechanism")
         if self._anonymous:
             self.peer.identity = "anonymous"
             return self._known()

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import math
+import sys
 from typing import Any
 
 import pytest
 
 import conduit.blocking
 from conduit import TLS, AuthenticationError, Client, Connection, ConnectionClosed, Server, Status
-from tests.acceptance.support import FAST_LOGIN, new_client, new_server, within
+from tests.acceptance.support import FAST_LOGIN, free_port, new_client, new_server, until, within
 
 
 def nobody(**fields: Any) -> Client:
@@ -257,6 +258,23 @@ async def test_a_client_that_has_given_up_says_so() -> None:
     assert client.status is Status.CLOSED
     with pytest.raises(ConnectionClosed, match="has given up: .*nothing listens there"):
         await client.rpc.add(a=1, b=2)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from 3.11 on")
+async def test_of_several_servers_each_says_why_it_was_of_no_use() -> None:
+    urls = [f"tcp://127.0.0.1:{free_port()}" for _ in range(3)]
+    with pytest.raises(ConnectionRefusedError, match=urls[0]) as raised:
+        await within(Client(urls).connect())
+    notes: list[str] = vars(raised.value)["__notes__"]
+    assert all(url in note for url, note in zip(urls[1:], notes, strict=True))
+
+
+async def test_the_log_names_a_login_without_a_password(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "conduit.server")
+    async with new_server() as server:
+        with pytest.raises(AuthenticationError, match="the server wants a password"):
+            await within(new_client(server, password=None).connect())
+        await until(lambda: "login without a password is not offered" in caplog.text)
 
 
 async def test_a_refused_number_of_iterations_says_what_to_do() -> None:
