@@ -79,7 +79,7 @@ class Method:
             raise ValueError(
                 f"timeout of method {name!r} must be a number of seconds above 0, not {timeout!r}"
             )
-        self.timeout = timeout
+        self.timeout: float | None = timeout
         self.kind: Kind = _kind(function, name, thread)
         self._contract = contract = contract or _bound_contract(function, name)
         signature, hints = contract.signature, contract.hints
