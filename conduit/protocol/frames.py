@@ -158,8 +158,8 @@ ACCEPTED_FLAGS: Final[dict[int, tuple[int, ...]]] = {
 """Type -> every combination of flags that a sender may put on it."""
 
 _MAGIC_NUMBER: Final = int.from_bytes(MAGIC, "big")
-_TLS = b"\x16\x03"
-"""How the first record of a TLS handshake begins."""
+_TLS = (b"\x15\x03", b"\x16\x03")
+"""How the alerts and handshakes of TLS begin."""
 _HTTP = (b"GET ", b"PUT ", b"POST", b"HEAD", b"OPTI", b"CONN", b"PRI ", b"HTTP")
 
 

@@ -370,6 +370,7 @@ def test_a_conversation_with_wrong_bytes_never_raises(
         (b"GET / HTTP/1.1\r\n\r\n", "they look like HTTP"),
         (b"\x16\x03\x01\x02\x00\x01", "they look like TLS"),
         (b"\x16\x03\x01\x02\x00\x01" * 9, "they look like TLS"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", "they look like TLS"),
         (b"CNDX", "does the peer speak CNDT"),
     ],
 )
