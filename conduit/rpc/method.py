@@ -24,7 +24,7 @@ from ..transport.answers import Response
 from ..transport.connection import Connection
 from .context import Context
 from .contract import Contract, called, contract_of, lone_model
-from .streams import Declared, shown
+from .streams import YIELDS, Declared, shown
 from .validation import AS_SENT, AS_TAKEN, adapter_of, finisher, invalid_params
 
 __all__ = ["Example", "Kind", "MessageHandler", "Method", "is_filled_in"]
@@ -458,4 +458,9 @@ def _returns_adapter(name: str, hints: Mapping[str, Any]) -> TypeAdapter[Any] | 
         hint = inner[0] if inner else Any
     if hint is Any or isinstance(hint, TypeVar):
         return None
+    if hint in YIELDS or origin in YIELDS:
+        raise TypeError(
+            f"handler {name!r} is annotated {hint}, and does not yield; what streams is an async "
+            "generator, also what passes on: async for item in ...: yield item"
+        )
     return adapter_of(name, hint)

@@ -25,7 +25,7 @@ from .validation import AS_SENT, AS_TAKEN, adapter_of, finisher, invalid_params
 __all__ = ["TAKES", "Declared", "check_parameter", "is_a", "item_of", "shown"]
 
 TAKES = (collections.abc.AsyncIterator, collections.abc.AsyncIterable)
-_YIELDS = (*TAKES, collections.abc.AsyncGenerator)
+YIELDS = (*TAKES, collections.abc.AsyncGenerator)
 
 
 class Declared:
@@ -74,7 +74,7 @@ class Declared:
         self._sent: Any = Any
         self._taken: Any = Any
         if self.generator:
-            self._sent = self._item(hints.get("return", Any), _YIELDS)
+            self._sent = self._item(hints.get("return", Any), YIELDS)
         elif self.output is not None:
             self._sent = self._item(hints[self.output], (Stream,))
         if self.input is not None:

@@ -84,15 +84,18 @@ def _all_plain(union: types.UnionType) -> bool:
     return all(member in _PLAIN_TYPES for member in typing.get_args(union))
 
 
-def adapter_of(name: str, hint: Any) -> TypeAdapter[Any]:
+def adapter_of(name: str, annotation: Any) -> TypeAdapter[Any]:
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint)
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         adapter.core_schema["type"]  # raises for a model with names that are not defined yet
         return adapter
     except PydanticUserError as exc:
-        signature = getattr(hint, "__signature__", hint)
+        signature = getattr(annotation, "__signature__", annotation)
+        # What comes behind is about models, and about code inside of Pydantic.
+        told, _, more = exc.message.partition(". Set `arbitrary_types_allowed=True`")
+        hint = "; take plain data, a dataclass or a Pydantic model" if more else ""
         raise TypeError(
-            f"handler {name!r} with {signature} cannot be validated by Pydantic: {exc.message}"
+            f"handler {name!r} with {signature} cannot be validated by Pydantic: {told}{hint}"
         ) from exc
 
 

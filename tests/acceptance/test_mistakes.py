@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,10 @@ import pytest
 import conduit.blocking
 from conduit import TLS, AuthenticationError, Client, Connection, ConnectionClosed, Server, Status
 from tests.acceptance.support import FAST_LOGIN, free_port, new_client, new_server, until, within
+
+
+class Stranger:
+    """Nothing that Pydantic knows."""
 
 
 def nobody(**fields: Any) -> Client:
@@ -45,6 +50,28 @@ def test_a_decorated_method_of_a_class_is_refused_and_one_of_an_object_is_not() 
     with pytest.raises(TypeError, match="'message' takes `self`"):
         server.on("message")(Thing.message)
     server.rpc(Thing().method)
+
+
+def test_a_handler_that_returns_a_stream_in_place_of_yielding_is_told_to_yield() -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+
+    async def passes_on() -> AsyncIterator[int]:
+        return items()
+
+    with pytest.raises(TypeError, match="'passes_on' is annotated .* async for item in"):
+        Server().rpc(passes_on)
+    Server().rpc(items)
+
+
+def test_a_class_that_pydantic_does_not_know_is_named_and_not_explained_at_length() -> None:
+    async def put(thing: Stranger) -> None: ...
+
+    with pytest.raises(
+        TypeError, match=r"Stranger.*; take plain data, a dataclass or a"
+    ) as refused:
+        Server().rpc(put)
+    assert "arbitrary_types_allowed" not in str(refused.value)
 
 
 @pytest.mark.parametrize("timeout", ["5", 0, -1, math.nan])

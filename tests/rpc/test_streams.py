@@ -206,7 +206,7 @@ async def returns_an_iterator() -> AsyncIterator[int]:
         (nested, "cannot be validated"),
         (opaque, "cannot be validated"),
         (opaque_items, "cannot be validated"),
-        (returns_an_iterator, "cannot be validated"),
+        (returns_an_iterator, "and does not yield"),
     ],
 )
 def test_what_does_not_go_together_is_refused_at_registration(function: Any, text: str) -> None:
