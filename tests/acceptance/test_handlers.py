@@ -1622,6 +1622,30 @@ async def test_a_server_can_end_one_connection() -> None:
             await within(connection.rpc.call("anything"))
 
 
+@pytest.mark.parametrize(
+    ("code", "comes_back"), [(1000, False), (4403, False), (1001, True), (1013, True), (4000, True)]
+)
+async def test_a_server_says_by_the_code_whether_a_client_is_to_come_back(
+    code: int, comes_back: bool
+) -> None:
+    server, came = new_server(), asyncio.Queue[Connection]()
+
+    @server.on_client_connect
+    def connected(connection: Connection) -> None:
+        came.put_nowait(connection)
+
+    async with server, new_client(server) as client:
+        first = await within(came.get())
+        await within(first.close(code, "for a reason"))
+        if comes_back:
+            assert await within(came.get()) is not first
+            return
+        await within(client.wait_closed())
+        assert client.status is Status.CLOSED and came.empty()
+        with pytest.raises(ConnectionClosed):
+            await within(client.rpc.add(a=1, b=2))
+
+
 async def test_wait_closed_returns_when_the_client_is_done() -> None:
     async with new_server() as server:
         client = new_client(server)
