@@ -247,6 +247,29 @@ async def test_a_client_that_gives_up_ends_its_calls() -> None:
         await client.disconnect()
 
 
+@pytest.mark.parametrize("how", ["a link that is not made again", "sent away"])
+async def test_a_session_that_is_over_for_good_is_lost_as_well(how: str) -> None:
+    server = new_server()
+    slow = Slow(server)
+    async with server, Relay(server.address) as relay:
+        client = new_client(relay.address, reconnect_enabled=how == "sent away")
+        heard = hooked(client)
+        await client.connect()
+        call = asyncio.ensure_future(client.rpc.call("slow", [1], timeout=60))
+        await within(slow.running.wait())
+        if how == "sent away":
+            (connection,) = server.connections.values()
+            await within(connection.close(4403, "enough"))
+        else:
+            relay.cut()
+        with pytest.raises(ConnectionLost):
+            await within(call)
+        await told(heard, "connect", "disconnect", "lost")
+        await within(client.wait_closed())
+        await client.disconnect()
+        assert heard.empty()
+
+
 async def test_disconnect_while_away_ends_everything_at_once() -> None:
     server = new_server()
     slow = Slow(server)
