@@ -9,6 +9,9 @@ import pytest
 
 from conduit import Client, Connection, ConnectionClosed, Server, Status, Unavailable
 from tests.acceptance.raw import VERIFIER
+
+
+from tests.acceptance.raw import VERIFIER, Relay
 from tests.acceptance.support import new_client, new_server, until, within
 
 USERS = {"ann": VERIFIER, "bob": VERIFIER}
@@ -62,6 +65,22 @@ async def test_of_several_the_last_one_is_found_and_then_the_one_before() -> Non
     await within(peer.wait_closed())
     assert await calls(await within(server.peer("ann")), first)
     await end(server, first)
+
+
+async def test_one_that_is_away_is_found_if_there_is_no_other() -> None:
+    server = await start()
+    async with Relay(server.address) as relay:
+        first = await join(server, "ann")
+        second = new_client(relay.address, user="ann", reconnect_attempts=0)
+        await within(second.connect())
+        newest = await within(server.peer("ann"))
+        relay.unplug()
+        await until(lambda: newest.away)
+        assert await calls(other := await within(server.peer("ann")), first)
+        await within(first.disconnect())
+        await within(other.wait_closed())
+        assert await within(server.peer("ann")) is newest
+        await end(server, second)
 
 
 async def test_a_client_is_waited_for() -> None:
