@@ -155,7 +155,7 @@ class Attempts:
 def _may_pass(error: Exception) -> bool:
     """Whether the same call may succeed later; what the error itself says of that counts."""
     if isinstance(error, RPCError):
-        passing = isinstance(error, (Overloaded, Unavailable))
+        passing = isinstance(error, (Overloaded, Unavailable)) or error.retryable
         return bool(error.details.get("retryable", passing))
     return isinstance(error, ConnectionClosed)
 

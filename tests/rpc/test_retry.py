@@ -95,6 +95,14 @@ async def test_what_is_no_retry_is_refused(wrong: Any) -> None:
 # Which calls
 
 
+class PrinterBusy(RPCError):
+    """One that may pass by its class, and so says it in no detail."""
+
+    @property
+    def retryable(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -120,6 +128,7 @@ def test_what_surely_did_not_run_is_made_again(error: Exception) -> None:
         Overloaded(details={"executed": None}),
         Overloaded(details={"executed": True}),
         RPCError("later", details=AGAIN),
+        PrinterBusy("out of paper"),
         RPCTimeout("no slot at another peer", details=AGAIN),
     ],
     ids=repr,
@@ -143,6 +152,7 @@ def test_what_may_have_run_is_made_again_only_if_it_is_idempotent(error: Excepti
         RPCError("the application's own"),
         Unavailable("for good", details=NOT_RUN | {"retryable": False}),
         Overloaded(details={"retryable": False}),
+        PrinterBusy("for good", details={"retryable": False}),
         ValueError("no error of a call"),
     ],
     ids=repr,
