@@ -230,7 +230,7 @@ def test_on_the_loop_itself_it_is_an_error_and_no_deadlock(where: str) -> None:
         text=True,
     ) as process:
         try:
-            output, errors = process.communicate(timeout=3)
+            output, errors = process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
             pytest.fail("the loop waits for itself")
