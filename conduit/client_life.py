@@ -332,8 +332,7 @@ class ClientLife:
             if self._attempt is None:  # else `connect` tells of it
                 logger.warning("connection lost (%s); it is not made again", reason)
             self._end(reason)
-            if "disconnect" in self._hooks or "lost" in self._hooks:
-                self._background.start(self._tell_of_last(reason))
+            self._background.start(self._tell_of_break(reason, lost=True))
 
     def _connect_again(self, reason: ConnectionClosed, *, lost: bool) -> None:
         """Make another connection.
@@ -360,10 +359,6 @@ class ClientLife:
     def _tell_of_end(self, reason: ConnectionClosed | None) -> None:
         if "disconnect" in self._hooks:
             self._background.start(self._hooks.tell("disconnect", self, reason))
-
-    async def _tell_of_last(self, reason: ConnectionClosed) -> None:
-        await self._hooks.tell("disconnect", self, reason)
-        await self._hooks.tell("lost", self, reason)
 
     def _tell_of_loss(self, connection: Connection) -> None:
         """Have `_reconnect` told of the session that is over, as soon as it may know."""

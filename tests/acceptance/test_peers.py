@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 
 from conduit import Client, Connection, ConnectionClosed, Server, Status, Unavailable
-from tests.acceptance.raw import VERIFIER
-
-
 from tests.acceptance.raw import VERIFIER, Relay
 from tests.acceptance.support import new_client, new_server, until, within
 
