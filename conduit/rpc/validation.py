@@ -19,6 +19,10 @@ from ..transport.answers import Response
 __all__ = ["AS_SENT", "AS_TAKEN", "adapter_of", "finisher", "invalid_params"]
 
 ERRORS_SHOWN = 10
+ERRORS_LOOKED_AT = 1000
+"""Of more than that a caller is told the number alone. Pydantic cannot tell the first few: all half
+a million of a payload of a megabyte would take a second and 400 MB.
+"""
 ERRORS_BYTES = 2500
 """Bytes of all errors that a caller is shown, whatever it has put into the names of parameters."""
 MESSAGE_SHOWN = 200
@@ -118,9 +122,13 @@ def invalid_params(
         lone: Leave the first part of the paths out, because it is no parameter.
         place: Stands before the paths.
     """
+    if error.error_count() > ERRORS_LOOKED_AT:
+        text = f"{error.error_count()} faults, too many to be told apart"
+        errors = [{"path": place, "message": text, "type": "too_many_faults"}]
+        return InvalidParams(f"{name!r}: {text}", details={"errors": errors})
     at = [place] if place else []
     found = error.errors(include_url=False, include_input=False)
-    errors, left = list[dict[str, str]](), ERRORS_BYTES
+    shown, left = list[dict[str, str]](), ERRORS_BYTES
     for one in found[:ERRORS_SHOWN]:
         told = {
             "path": ".".join([*at, *(str(part) for part in one["loc"][lone:])])[:MESSAGE_SHOWN],
@@ -130,10 +138,10 @@ def invalid_params(
         left -= sum(len(text.encode(errors="replace")) for text in told.values())
         if left < 0:
             break
-        errors.append(told)
+        shown.append(told)
     listed = "; ".join(
-        f"{one['path']}: {one['message']}" if one["path"] else one["message"] for one in errors
+        f"{one['path']}: {one['message']}" if one["path"] else one["message"] for one in shown
     )
-    more = f" and {len(found) - len(errors)} more" if len(found) > len(errors) else ""
+    more = f" and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
     text = f"{name!r}: {listed}".encode(errors="replace")[:TEXT_BYTES].decode(errors="ignore")
-    return InvalidParams(text + more, details={"errors": errors})
+    return InvalidParams(text + more, details={"errors": shown})

@@ -238,6 +238,26 @@ async def test_a_caller_is_told_ten_faults_and_none_of_its_values() -> None:
             assert text.endswith(f" and {500 - len(errors)} more")
 
 
+async def test_half_a_million_faults_are_counted_and_not_described() -> None:
+    server = new_server()
+
+    @server.rpc
+    async def take(values: list[int]) -> None: ...
+
+    count = 500_000
+    values = b"\xdd" + count.to_bytes(4, "big") + b"\xa1x" * count
+    body = b"\x92" + raw.pack("take") + b"\x81" + raw.pack("values") + values
+    async with neighbourhood(server), logged_in(server.address) as peer:
+        with peak_below(64 * MIB):  # they would take 400
+            peer.write(frame(raw.RPC_REQUEST, 3, body, flags=SEQUENCED, reserved=1))
+            refused = await peer.until(raw.RPC_ERROR)
+        code, text, details = refused.body
+        assert code == "invalid_params" and text.startswith("'take': 500000 faults")
+        assert [(one["path"], one["type"]) for one in details["errors"]] == [
+            ("", "too_many_faults")
+        ]
+
+
 # Payloads
 
 
