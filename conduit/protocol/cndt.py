@@ -48,6 +48,7 @@ from .events import (
     ResumeWanted,
     VerifierNeeded,
     WelcomeNeeded,
+    printable,
 )
 from .frames import (
     ENVELOPE,
@@ -423,7 +424,7 @@ def _read_go_away(payload: bytes | memoryview) -> GoingAway:
         raise ProtocolError(
             "GOAWAY must carry [code, reason, grace_ms, last]", close_code=CloseCode.BAD_PAYLOAD
         )
-    return GoingAway(body[0], body[1][:123], body[3])
+    return GoingAway(body[0], printable(body[1][:123]), body[3])
 
 
 def _read_close(payload: bytes | memoryview) -> Closed:
@@ -431,7 +432,7 @@ def _read_close(payload: bytes | memoryview) -> Closed:
     try:
         code, reason = decode(payload)
         if type(code) is int and type(reason) is str:
-            return Closed(code, reason[:123])
+            return Closed(code, printable(reason[:123]))
     except (ProtocolError, RPCError, TypeError, ValueError):
         pass  # it closes all the same
     return Closed(CloseCode.PROTOCOL_ERROR, "the peer closed with an unreadable reason")

@@ -29,6 +29,7 @@ __all__ = [
     "VerifierNeeded",
     "WelcomeNeeded",
     "number",
+    "printable",
 ]
 
 
@@ -262,3 +263,15 @@ def number(name: str, value: Any, *, least: int = 1, bits: int = 32) -> int:
     if type(value) is not int or not least <= value < 2**bits:
         raise ProtocolError(f"{name} must be a number from {least} to {2**bits - 1}")
     return value
+
+
+def printable(text: str) -> str:
+    """Return text of the peer for errors and logs: what does not print is escaped.
+
+    As it is, a line break in it would begin a line of the log that the peer has made up.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )

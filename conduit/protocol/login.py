@@ -25,6 +25,7 @@ from .events import (
     VerifierNeeded,
     WelcomeNeeded,
     number,
+    printable,
 )
 from .frames import VERSION, FrameType
 from .payload import decode
@@ -394,7 +395,8 @@ class ClientLogin:
     def failed(self, payload: bytes) -> Exception:
         """Take AUTH_FAILURE and return what to raise."""
         failure = _map(payload)
-        code, message = _text(failure, "code", limit=64), _text(failure, "message", limit=1024)
+        code = printable(_text(failure, "code", limit=64))
+        message = printable(_text(failure, "message", limit=1024))
         if code == "busy":
             after = failure.get("retry_after")
             return Unavailable(message, details={"retryable": True, "retry_after": after})

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import CallCancelled, ProtocolError, RPCError
-from ..protocol.events import Capabilities
+from ..protocol.events import Capabilities, printable
 from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import Encoder, decode
 from .answers import Answers
@@ -321,7 +321,7 @@ class Inbox:
                 if message.id:
                     self._answers.error(message.id, failure, slot=False)
                 elif isinstance(error, RPCError):
-                    logger.warning("message %r refused: %s", message.name, error)
+                    logger.warning("message %r refused: %s", message.name, printable(str(error)))
             if message.size:
                 self._pay_back(message.size)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):

@@ -288,6 +288,27 @@ async def test_names_that_nobody_has_are_not_repeated_as_they_are(
         assert dropped.message.isprintable() and len(dropped.message) < 1024
 
 
+async def test_what_a_peer_says_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    forged = "x\nERROR conduit.server: root logged in \x1b[31m"
+    server = new_server()
+
+    @server.on("numbers")
+    async def numbers(client: Connection, data: dict[str, int]) -> None: ...
+
+    async with neighbourhood(server):
+        async with dial(server.address) as stranger:  # who has not even logged in
+            stranger.write(frame(raw.CLOSE, 0, raw.pack([4999, forged])))
+            await until(lambda: "failed: closed by the peer: x" in caplog.text)
+        async with logged_in(server.address) as peer:
+            peer.send(raw.MESSAGE, 0, ["numbers", {forged: "none"}])
+            await until(lambda: "'numbers' refused" in caplog.text)
+            peer.write(frame(raw.CLOSE, 0, raw.pack([4999, forged])))
+            await until(lambda: "has gone: closed by the peer: x" in caplog.text)
+        assert sum("root logged in" in one.message for one in caplog.records) == 3
+        assert all(one.message.isprintable() for one in caplog.records)
+
+
 # Connections
 
 

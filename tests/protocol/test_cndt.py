@@ -1239,6 +1239,21 @@ def test_a_reason_without_end_is_cut() -> None:
     assert len(event.reason) <= 123
 
 
+def test_a_reason_is_one_line_of_what_prints() -> None:
+    forged = "bye\nERROR \x1b[31m\u202e \N{SNOWMAN} \\"
+    told = "bye\\nERROR \\x1b[31m\\u202e \N{SNOWMAN} \\"
+    (closed,) = feed(server_in(State.OPEN), frame(CLOSE, payload=pack([1000, forged])))
+    assert closed == Closed(1000, told)
+    going, *_ = feed(server_in(State.OPEN), frame(GOAWAY, payload=pack([1001, forged, 1, 0])))
+    assert going == GoingAway(1001, told, 0)
+    failure = {"code": "bad\n", "message": forged}
+    (broken,) = feed(
+        client_in(State.AWAIT_CHALLENGE), frame(AUTH_FAILURE, id=1, payload=pack(failure))
+    )
+    assert isinstance(broken, Broken) and isinstance(broken.error, AuthenticationError)
+    assert (broken.error.code, str(broken.error)) == ("bad\\n", told)
+
+
 @pytest.mark.parametrize(
     ("act", "code"),
     [
