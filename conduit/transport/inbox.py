@@ -11,11 +11,11 @@ import asyncio
 import logging
 from collections import deque
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from ..exceptions import CallCancelled, ProtocolError, RPCError
 from ..protocol.events import Capabilities, printable
-from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
+from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Parted, Payload, word
 from ..protocol.payload import Encoder, decode
 from .answers import Answers
 from .messages import encode_message
@@ -35,12 +35,18 @@ _CREDIT: Final = word(FrameType.STREAM_CREDIT, SEQUENCED)
 BEST_EFFORT: Final = 256
 """Broadcasts that wait for a busy handler; of more than that, or of more bytes than the window
 has, the oldest are dropped."""
+FREE: Final = 256
+"""Messages without cost that are handled beside each other: broadcasts, and replies."""
+SMALL: Final = 4096
+"""Bytes of a message up to which it waits decoded. A larger one waits as it came: once decoded it
+may take twenty times as much memory as is counted for it."""
 
 
 class _Incoming(NamedTuple):
     """A message that was received, from its decoding to the end of its handler.
 
     Attributes:
+        data: What it carries; while it waits, the whole payload of one that is not `SMALL`.
         size: What it costs in credit; 0 for one that costs nothing.
         reply: Whether it answers a message that was sent with `send`.
     """
@@ -78,6 +84,7 @@ class Inbox:
         "_busy",
         "_calm",
         "_encoder",
+        "_free",
         "_granted",
         "_handlers",
         "_inbox",
@@ -120,6 +127,7 @@ class Inbox:
         self._owed_count = self._owed_bytes = 0
         self.replies = self.expected = 0
         self._busy = False
+        self._free = 0  # handlers that run for what costs nothing, beside the others
         self._running: set[asyncio.Future[Any]] | None = None
         # Each message with the bytes that it came in, which are more than its cost if that is none.
         self._inbox: deque[tuple[_Incoming, int]] | None = None
@@ -160,10 +168,18 @@ class Inbox:
             if not reply:
                 self._unhandled(id, serving.unknown_message(name), size)
             return
-        if not self._busy or handler.concurrent:
+        waits = not handler.concurrent and (self._inbox or self._best_effort)
+        if not waits and self._may_run(handler, size):
             self._run(name, data, handler, id, size, reply)
         else:
-            self._queue(_Incoming(name, data, handler, id, size, reply), len(payload))
+            waiting = data if len(payload) <= SMALL else _kept(payload)
+            self._queue(_Incoming(name, waiting, handler, id, size, reply), len(payload))
+
+    def _may_run(self, handler: Handler, size: int) -> bool:
+        """Whether a message of this cost need not wait; what costs nothing has no other bound."""
+        if handler.concurrent:
+            return size > 0 or self._free < FREE
+        return not self._busy
 
     def _queue(self, message: _Incoming, size: int) -> None:
         """Keep a message, which came in `size` bytes, until the handler that runs has ended."""
@@ -207,12 +223,13 @@ class Inbox:
     def _keep_reply(self) -> None:
         """Count a reply that waits for its handler.
 
-        Those that answer a message are bounded by what this side sends; made up ones by the window.
+        Those that answer a message are bounded by what this side sends; made up ones by the window,
+        whatever the peer grants.
         """
         self.replies += 1
         if self.expected:
             self.expected -= 1
-        elif self.replies > 2 * self._window[0] + self._granted:
+        elif self.replies > 2 * self._window[0] + min(self._granted, self._window[0]):
             raise ProtocolError(
                 f"{self.replies} replies wait here, more than there were messages",
                 close_code=CloseCode.FLOOD,
@@ -258,6 +275,8 @@ class Inbox:
         self._running.add(future)
         if not handler.concurrent:
             self._busy = True
+        elif not size:
+            self._free += 1
         self._serving.track_message(id, handler, future)
         future.add_done_callback(partial(self._ended, message))
 
@@ -275,13 +294,17 @@ class Inbox:
         if not message.handler.concurrent:
             self._busy = False
             self._drain()
+        elif not message.size:
+            self._free -= 1
+            if self._inbox or self._best_effort:
+                self._drain()
 
     def cancel(self, id: int) -> None:
         """Take CANCEL for a request that still waits for its turn; any other means nothing."""
-        for message, size in self._inbox or ():
+        for place, (message, size) in enumerate(self._inbox or ()):
             if message.id == id and id:
                 assert self._inbox is not None
-                self._inbox.remove((message, size))
+                del self._inbox[place]
                 self._inbox_bytes -= size
                 self._settle(message, None, CallCancelled("the caller has given up"))
                 return
@@ -291,22 +314,32 @@ class Inbox:
         handling = self._serving.handling
         handling.enter(self._serving)
         try:
-            while not self._busy:
-                if self._best_effort:
+            while True:
+                if self._is_ready(self._best_effort):
                     message, size = self._best_effort.popleft()
                     self._best_effort_bytes -= size
-                    self._run(*message)
-                elif self._inbox:
+                elif self._is_ready(self._inbox):
                     message, size = self._inbox.popleft()
                     self._inbox_bytes -= size
                     if message.reply:
                         self.replies -= 1
                         self._calm_down()
-                    self._run(*message)
                 else:
                     break
+                if size > SMALL:
+                    message = message._replace(data=_data_of(message.data))
+                self._run(*message)
         finally:
             handling.leave()
+
+    def _is_ready(
+        self, queue: deque[tuple[_Incoming, int]] | None
+    ) -> TypeGuard[deque[tuple[_Incoming, int]]]:
+        """Whether the first message of a queue need not wait any more."""
+        if not queue:
+            return False
+        first = queue[0][0]
+        return self._may_run(first.handler, first.size)
 
     def _settle(self, message: _Incoming, result: Any, error: BaseException | None) -> None:
         """Answer a message whose handler has ended, and pay it back."""
@@ -394,3 +427,13 @@ class Inbox:
                 if isinstance(future, ThreadFuture):
                     future.leave_queue()
                 future.cancel()
+
+
+def _kept(payload: Payload) -> bytes | Parted:
+    """Return a payload that may be kept; a view of one is gone with the next frame."""
+    return bytes(payload) if isinstance(payload, memoryview) else payload
+
+
+def _data_of(payload: Payload) -> Any:
+    """Return the data of a message that has waited; that it is one is known."""
+    return decode(payload)[1]

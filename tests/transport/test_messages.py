@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import threading
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -24,7 +25,7 @@ from conduit.exceptions import (
     RPCTimeout,
 )
 from conduit.protocol.frames import HEADER, PRIORITY, REPLY, SEQUENCED, CloseCode, FrameType, word
-from conduit.transport import messages
+from conduit.transport import inbox, messages
 from conduit.transport.connection import Connection
 from conduit.transport.threads import run_in_thread
 from tests.transport.pair import Pair, Side, SocketPair, settings, turns, until, within
@@ -785,6 +786,97 @@ async def test_replies_that_nobody_asked_for_cannot_pile_up() -> None:
         assert slow.began == [0]
         reason = pair.client.connection.reason
         assert reason is not None and reason.code == CloseCode.FLOOD
+
+
+async def test_replies_that_nobody_asked_for_are_bounded_whatever_their_sender_grants() -> None:
+    grants = settings(window=(2**32 - 1, 2**32 - 1))
+    async with Pair(client=settings(window=(4, 1000)), server=grants) as pair:
+        Slow(pair.client, "made_up")
+        for number in range(14):
+            pair.server.write(FrameType.MESSAGE, 0, ["made_up", number], SEQUENCED | REPLY)
+            await turns(3)
+        reason = pair.client.connection.reason
+        assert reason is not None and reason.code == CloseCode.FLOOD
+
+
+async def test_what_costs_nothing_is_not_handled_beside_without_end() -> None:
+    most = inbox.FREE
+    async with Pair() as pair:
+        beside = Slow(pair.client, "beside", concurrent=True)
+        for number in range(most + 2):
+            assert pair.server.connection.push(best_effort("beside", number))
+            await turns(2)
+        for number in range(3):
+            pair.server.write(
+                FrameType.MESSAGE, 0, ["beside", f"reply {number}"], SEQUENCED | REPLY
+            )
+        await pair.server.connection.send("beside", "what has cost credit")
+        await turns()
+        assert beside.began == [*range(most), "what has cost credit"]
+        await beside.let_go(most + 6)
+        await turns()
+        assert beside.ended[most + 1 :] == [most, most + 1, "reply 0", "reply 1", "reply 2"]
+        assert pair.client.connection.dropped == 0
+        # And once there is room again, as before.
+        assert pair.server.connection.push(best_effort("beside", "later"))
+        await turns()
+        assert beside.began[-1] == "later"
+        await beside.let_go()
+
+
+async def test_messages_keep_their_order_behind_one_that_has_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inbox, "FREE", 1)
+    async with Pair() as pair:
+        beside, one_by_one = Slow(pair.client, "beside", concurrent=True), Slow(pair.client)
+        for name in ("beside", "beside", "news", "news"):
+            pair.server.write(FrameType.MESSAGE, 0, [name, 1], SEQUENCED | REPLY)
+        await pair.server.connection.send("news", 2)
+        await turns()
+        assert (beside.began, one_by_one.began) == ([1], [])
+        await beside.let_go()
+        assert (beside.began, one_by_one.began) == ([1, 1], [1])
+        await one_by_one.let_go(3)
+        await turns()
+        assert one_by_one.ended == [1, 1, 2]
+        await beside.let_go()
+
+
+@pytest.mark.parametrize("pair_of", [Pair, SocketPair])
+async def test_a_large_message_takes_no_more_memory_while_it_waits_than_it_came_in(
+    pair_of: type[Pair],
+) -> None:
+    text = ["ab", "cd"] * 100_000
+    async with pair_of(client=settings(window=(256, 100 << 20))) as pair:
+        slow = Slow(pair.client)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for number in range(10):
+                await pair.server.connection.send("news", [number, text])
+            await until(lambda: pair.client.connection._inbox.held_bytes > 9 * 600_000)
+            taken = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert taken < 40 << 20, "decoded they are ten times as large"
+        await slow.let_go(10)
+        await until(lambda: len(slow.ended) == 10)
+        assert [number for number, _ in slow.ended] == list(range(10))
+        assert all(got == text for _, got in slow.ended)
+
+
+async def test_large_bytes_wait_as_they_are() -> None:
+    large = [bytes([number]) * (5 << 20) for number in range(3)]
+    wide = settings(window=(256, 100 << 20), frame_max=8 << 20)
+    async with SocketPair(client=wide) as pair:
+        slow = Slow(pair.client)
+        for one in large:
+            await pair.server.connection.send("news", one)
+        await until(lambda: pair.client.connection._inbox.held_bytes > 10 << 20)
+        await slow.let_go(3)
+        await until(lambda: len(slow.ended) == 3)
+        assert slow.ended == large
 
 
 async def test_a_broadcast_is_not_pushed_before_the_login_is_done() -> None:
