@@ -52,6 +52,9 @@ class Messages:
         calls: Keeps what waits for an answer.
         inbox: Is told of messages, and keeps their replies.
         backpressure: Whether a sender waits for credit, or is refused.
+
+    Attributes:
+        reliable_bytes: Bytes of the reliable broadcasts that wait for credit.
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class Messages:
         "_reliable",
         "_value_max",
         "_waits",
+        "reliable_bytes",
     )
 
     def __init__(
@@ -85,6 +89,7 @@ class Messages:
         self._count = self._bytes = 0
         self._value_max = sys.maxsize
         self._reliable: deque[bytes] | None = None
+        self.reliable_bytes = 0
 
     def opened(self, peer: Capabilities) -> None:
         """Learn what the peer grants."""
@@ -136,6 +141,7 @@ class Messages:
         self._count = -sys.maxsize  # no credit makes up for it, so that nobody may send
         self._line.fail(Moved)
         unsent, self._reliable = self._reliable, None
+        self.reliable_bytes = 0
         return list(unsent or ())
 
     def send_reliably(self, payload: bytes) -> int:
@@ -148,6 +154,7 @@ class Messages:
             if self._reliable is None:
                 self._reliable = deque()
             self._reliable.append(payload)
+            self.reliable_bytes += len(payload)
             self._outlet.head.grown()
             return self.reliable_bytes
         self._put(0, payload)
@@ -222,6 +229,7 @@ class Messages:
         """Go on: there is more credit, or the outbox has room again."""
         while self._reliable and self._has_room():
             payload = self._reliable.popleft()
+            self.reliable_bytes -= len(payload)
             self._spend_credit(payload)
             self._inbox.expected += 1
             self._outlet.protocol.send(_MESSAGE, 0, payload)
@@ -235,15 +243,11 @@ class Messages:
         self._bytes += size
         self.room()
 
-    @property
-    def reliable_bytes(self) -> int:
-        """Bytes of the reliable broadcasts that wait for credit."""
-        return sum(map(len, self._reliable or ()))
-
     def fail(self, error: ConnectionClosed) -> None:
         """Send whoever waits away: the connection is gone."""
         self._line.fail(partial(closed_again, error))
         self._reliable = None
+        self.reliable_bytes = 0
 
 
 def encode_message(encoder: Encoder, name: str, data: Any, limit: int = sys.maxsize) -> bytes:

@@ -903,6 +903,26 @@ async def test_what_is_sent_reliably_waits_for_credit_in_order() -> None:
         await within(send)
 
 
+async def test_what_waits_for_credit_is_counted_as_it_comes_and_goes() -> None:
+    payload = msgpack.packb(["news", "x" * 100])
+    async with Pair(client=settings(window=(2, 1000))) as pair:
+        slow = Slow(pair.client)
+        waiting = pair.server.connection._messages
+        for _ in range(10):
+            assert pair.server.connection.send_reliably(payload, 10_000)
+        assert waiting.reliable_bytes == 8 * len(payload)
+        await slow.let_go(5)
+        await turns()
+        assert waiting.reliable_bytes == 3 * len(payload)
+        await slow.let_go(5)
+        await turns()
+        assert waiting.reliable_bytes == 0
+        for _ in range(10):
+            assert pair.server.connection.send_reliably(payload, 10_000)
+        assert len(waiting.leave()) * len(payload) > 0 == waiting.reliable_bytes
+        await slow.let_go(5)
+
+
 async def test_a_peer_that_lets_too_much_pile_up_is_closed() -> None:
     async with Pair(client=settings(window=(1, 1000))) as pair:
         slow = Slow(pair.client)
