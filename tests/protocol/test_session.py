@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -248,6 +249,36 @@ def test_an_ack_of_what_has_not_left_yet_is_an_error(server: CNDT) -> None:
     sent_by(server, 4)
     server.send(MESSAGE_WORD, 0, b"")
     assert broken_code(feed(server, frame(ACK, id=5))) == 1002
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), max_size=60))
+def test_the_outbox_is_what_was_written_and_not_acknowledged(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    session, kept, acknowledged = Session(), list[bytes](), 0
+    for wrote, more, resumes in steps:
+        for _ in range(wrote):
+            session.sent += 1
+            kept.append(frame(MESSAGE, SEQUENCED, 0, bytes(session.sent % 7), session.sent))
+            session.keep([kept[-1]], len(kept[-1]))
+        acknowledged = min(session.sent, acknowledged + more)
+        again = session.again(acknowledged) if resumes else None
+        session.acknowledge(acknowledged)
+        assert session.outbox_bytes == sum(map(len, kept[acknowledged:]))
+        assert again is None or again == kept[acknowledged:]
+
+
+def test_each_of_many_acks_is_quick() -> None:
+    session, count = Session(), 200_000
+    for _ in range(count):
+        session.sent += 1
+        session.keep([b"x"], 1)
+    began = time.process_time()
+    for number in range(1, count):
+        session.acknowledge(number)
+    # A list that is shortened at each of them takes five seconds and more.
+    assert time.process_time() - began < 2
+    assert session.outbox_bytes == 1
 
 
 def test_a_write_of_several_frames_is_kept_until_its_last_is_acknowledged(server: CNDT) -> None:
