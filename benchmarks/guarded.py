@@ -59,6 +59,9 @@ class MemoryLink:
     def give_up_after(self, seconds: float) -> None:
         """Nothing takes time here."""
 
+    def hold(self, held: bool) -> None:
+        """Nothing is compressed here."""
+
     def carry(self, connection: Connection) -> None:
         """Nothing is lost here, so there is no other connection to carry."""
 

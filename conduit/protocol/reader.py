@@ -49,6 +49,10 @@ that is used again, and copied from there: new memory costs more than the copy.
 _BIN_PREFIX: Final = 5
 """Bytes of the token before large `bytes`."""
 LOGIN_BYTES: Final = 4096
+INFLATED_AT_ONCE: Final = 256 * 1024
+"""Bytes of inflated payloads after which the frames behind them wait for another `receive`. A read
+is no larger either; but a thousand times as much may be compressed in one.
+"""
 _ACK: Final = word(FrameType.ACK)
 
 LOGIN_TYPES: Final = frozenset(int(type) for type in FrameType if type.name.startswith("AUTH_"))
@@ -115,6 +119,8 @@ class FrameReader(FrameWriter, ABC):
         ack_due: Whether something was accepted that no ACK has told of yet.
         large: The buffer of a large frame that is under way; see `buffer`.
         grew: Whether memory was taken for one, or for what is sent; whoever looks resets it.
+        more: Whether frames that have come wait for another `receive`, of nothing if need be,
+            because those before them were compressed and are enough for once.
     """
 
     __slots__ = (
@@ -133,6 +139,7 @@ class FrameReader(FrameWriter, ABC):
         "inflates",
         "large",
         "max_payload",
+        "more",
         "wants_id",
     )
 
@@ -161,6 +168,7 @@ class FrameReader(FrameWriter, ABC):
         self._heard_bytes = 0
         self.ack_due = False
         self.grew = False
+        self.more = False
 
     # What there is to be known of a connection, in cndt.py.
 
@@ -234,6 +242,7 @@ class FrameReader(FrameWriter, ABC):
         if self._partial:
             if self._apart is not None:
                 return self._receive_apart(self._apart, data)
+            self.more = False
             self._missing -= len(data)
             if self._missing > 0:
                 self._partial += bytes(data)
@@ -252,7 +261,7 @@ class FrameReader(FrameWriter, ABC):
         session, limit = self.session, self.max_payload
         received = before = session.received
         last_id, wants_id = self._last_id, self.wants_id
-        start, end, known = 0, len(data), -1
+        start, end, known, inflated = 0, len(data), -1, 0
         last_start = end - HEADER_SIZE
         type, flags, opens, common, others = IGNORED
         try:
@@ -306,6 +315,12 @@ class FrameReader(FrameWriter, ABC):
                         if opens and id:
                             last_id = id
                     events.append((type, flags, id, payload))
+                    if compressed:
+                        inflated += len(payload)
+                        if inflated >= INFLATED_AT_ONCE and start < end:
+                            self._partial, self._missing = bytes(data[start:]), 0
+                            self.grew = self.more = True
+                            break
                 elif type:
                     session.received = received
                     self._unsequenced(type, flags, id, payload, events)

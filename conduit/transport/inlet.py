@@ -65,6 +65,7 @@ class Inlet:
 
     __slots__ = (
         "_calls",
+        "_goes_on",
         "_head",
         "_inbox",
         "_loop",
@@ -98,6 +99,7 @@ class Inlet:
         self._serving = serving
         self._inbox = inbox
         self._unacknowledged = False
+        self._goes_on = False
         self.watch: WireLog | None = None
 
     # What the link calls.
@@ -116,7 +118,7 @@ class Inlet:
         if protocol.ack_due and not self._unacknowledged:
             self._acknowledge_later()
         if protocol.grew:
-            self._head.swollen()
+            self._swell()
 
     def buffer(self) -> memoryview:
         """Return where the rest of the large frame that is under way is to be read to."""
@@ -138,7 +140,25 @@ class Inlet:
         if self._protocol.ack_due and not self._unacknowledged:
             self._acknowledge_later()
         if self._protocol.grew:
-            self._head.swollen()
+            self._swell()
+
+    def _swell(self) -> None:
+        self._head.swollen()
+        if self._protocol.more and not self._goes_on:
+            # The others come first. Until then nothing is read, or what waits would grow.
+            self._goes_on = True
+            self._outlet.hold(True)
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Handle more of what has come."""
+        self._goes_on = False
+        protocol = self._protocol
+        if protocol.more and self._head is not None:
+            protocol.more = False  # also if it has ended, and takes nothing any more
+            self.receive(b"")
+        if not protocol.more:
+            self._outlet.hold(False)
 
     # What the connection and the timers call.
 

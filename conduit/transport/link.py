@@ -187,6 +187,7 @@ class SocketLink(asyncio.BufferedProtocol):
         self._writable = False
         if transport.is_closing():
             return
+        self.hold(False)  # or the end of the peer would not be seen
         try:
             if transport.can_write_eof():
                 transport.write_eof()
@@ -220,6 +221,14 @@ class SocketLink(asyncio.BufferedProtocol):
             self._watch_end()
         else:
             self._transport.abort()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing as long as this is so."""
+        with contextlib.suppress(RuntimeError):  # uvloop, when the transport closes already
+            if held:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     def abort(self) -> None:
         """Close at once and forget what is unsent."""

@@ -50,6 +50,9 @@ class Link(Protocol):
     def abandon(self) -> None:
         """Close at once, and hand nothing to anybody any more, whatever has come already."""
 
+    def hold(self, held: bool) -> None:
+        """Read nothing as long as this is so: what has come already takes its time."""
+
 
 class _Nowhere:
     """Stands in for the link while there is none: what is sequenced waits in the outbox."""
@@ -74,6 +77,9 @@ class _Nowhere:
         """Do nothing: nothing comes."""
 
     def abandon(self) -> None:
+        """Do nothing."""
+
+    def hold(self, held: bool) -> None:
         """Do nothing."""
 
 
@@ -236,6 +242,11 @@ class Outlet:
     def unsent(self) -> int:
         """Return the bytes that the link keeps."""
         return self._link.unsent() if self._link is not None else 0
+
+    def hold(self, held: bool) -> None:
+        """Have the link read nothing, or go on."""
+        if self._link is not None:
+            self._link.hold(held)
 
     def pause(self) -> None:
         """Stop senders: the link's buffer is full."""

@@ -115,6 +115,8 @@ class Link:
 
     def abandon(self) -> None: ...
 
+    def hold(self, held: bool) -> None: ...
+
 
 class Owner:
     """Lets everybody in."""

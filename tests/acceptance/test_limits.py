@@ -10,15 +10,18 @@ import asyncio
 import contextlib
 import gc
 import logging
+import ssl
 import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conduit import (
+    TLS,
     Connection,
     ConnectionClosed,
     InvalidParams,
@@ -30,7 +33,14 @@ from conduit import (
 )
 from tests.acceptance import raw
 from tests.acceptance.raw import COMPRESSED, SEQUENCED, VERIFIER, RawPeer, dial, frame, logged_in
-from tests.acceptance.support import neighbourhood, new_client, new_server, until, within
+from tests.acceptance.support import (
+    issue_certificate,
+    neighbourhood,
+    new_client,
+    new_server,
+    until,
+    within,
+)
 
 MIB = 1 << 20
 TOO_BIG, TRY_AGAIN_LATER, TOO_LATE, TOO_SLOW = 1009, 1013, 4408, 4421
@@ -270,6 +280,50 @@ async def test_a_bomb_is_not_inflated() -> None:
             peer.write(frame(raw.RPC_REQUEST, 3, bomb, flags=SEQUENCED | COMPRESSED, reserved=1))
             said = await peer.closed()
         assert said is not None and said[0] == TOO_BIG and f"limit of {MIB} bytes" in said[1]
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])
+async def test_many_compressed_frames_in_one_read_let_the_others_have_their_turns(
+    secure: bool, tmp_path: Path
+) -> None:
+    certificate, authority = issue_certificate(tmp_path)
+    server = new_server(tls=TLS(certificate=certificate) if secure else None)
+    turns, seen = 0, list[int]()
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    @server.rpc
+    async def take(value: bytes) -> int:
+        seen.append(turns)
+        return len(value)
+
+    count, size = 100, MIB - 100
+    body = zlib.compress(raw.pack(["take", {"value": bytes(size)}]), 9)
+    context = ssl.create_default_context(cafile=str(authority))
+    context.check_hostname = False  # the tests dial "localhost"
+    async with server, dial(server.address, tls=context if secure else None) as peer:
+        await peer.login()
+        frames = b"".join(
+            frame(
+                raw.RPC_REQUEST, peer.take_id(), body, flags=SEQUENCED | COMPRESSED, reserved=number
+            )
+            for number in range(1, count + 1)
+        )
+        assert len(frames) < 256 * 1024, "one read takes all"
+        turning = asyncio.ensure_future(turn())
+        with peak_below(16 * MIB):
+            peer.write(frames)
+            if not secure:
+                peer.writer.write_eof()  # which is not to be seen before all of it was handled
+            for _ in range(count):
+                answer = await peer.until(raw.RPC_RESPONSE)
+                assert answer.body == [size]
+        turning.cancel()
+        assert len(set(seen)) == count
 
 
 @pytest.mark.parametrize("name", ["x" * 257, "x" * 100_000, "\n\x1b[31mred", "\u202eevil"])

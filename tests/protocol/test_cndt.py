@@ -1215,6 +1215,62 @@ UNREADABLE: dict[str, bytes] = {
 }
 
 
+def compressed(first: int, last: int, size: int = 200_000) -> bytes:
+    """Return the messages with these numbers, each of which inflates to so many bytes."""
+    return b"".join(
+        frame(MESSAGE, SEQUENCED | COMPRESSED, 0, zlib.compress(bytes(size)), number)
+        for number in range(first, last + 1)
+    )
+
+
+def sizes(events: list[Event]) -> list[int]:
+    """Return how long the payloads of frames are."""
+    return [len(event[3]) for event in events if isinstance(event, tuple)]
+
+
+def inflating_server() -> CNDT:
+    """Return a server that has let somebody in who may compress."""
+    return server_in(State.OPEN, capabilities=Capabilities(features=frozenset({"zlib"})))
+
+
+def test_of_many_compressed_frames_some_are_inflated_at_a_time() -> None:
+    server = inflating_server()
+    assert sizes(server.receive(compressed(1, 5))) == [200_000] * 2
+    assert (server.more, server.grew, server.session.received) == (True, True, 2)
+    assert sizes(server.receive(b"")) == [200_000] * 2
+    assert (server.more, server.held > 0, server.session.received) == (True, True, 4)
+    # What comes meanwhile stands behind what waits.
+    assert len(server.receive(frame(MESSAGE, SEQUENCED, 0, b"x", 6))) == 2
+    assert (server.more, server.held, server.session.received) == (False, 0, 6)
+
+
+def test_what_waits_behind_compressed_frames_may_be_cut_or_wrong() -> None:
+    server = inflating_server()
+    whole = compressed(1, 3)
+    assert len(server.receive(whole[:-1])) == 2
+    assert (server.more, server.receive(b""), server.more) == (True, [], False)
+    assert len(server.receive(whole[-1:])) == 1
+    assert len(server.receive(compressed(4, 5) + bytes(32))) == 2
+    (broken,) = server.receive(b"")
+    assert isinstance(broken, Broken) and not server.more
+
+
+def test_nothing_waits_behind_the_last_compressed_frame() -> None:
+    server = inflating_server()
+    assert len(server.receive(compressed(1, 2))) == 2
+    assert not server.more
+    assert len(server.receive(compressed(3, 9, size=20_000))) == 7
+    assert not server.more
+
+
+def test_what_waits_is_forgotten_with_the_link() -> None:
+    server = inflating_server()
+    server.receive(compressed(1, 5))
+    server.resume(0)
+    assert (server.more, server.receive(b""), server.session.received) == (False, [], 2)
+    assert len(server.receive(compressed(3, 4))) == 2
+
+
 @pytest.mark.parametrize("payload", UNREADABLE.values(), ids=UNREADABLE)
 @pytest.mark.parametrize("state", [State.AWAIT_REQUEST, State.OPEN])
 def test_a_close_that_cannot_be_read_still_closes(payload: bytes, state: State) -> None:

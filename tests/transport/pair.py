@@ -179,6 +179,7 @@ class MemoryLink:
         self._moving = False
         self._finished = False
         self._closing = False
+        self.held = False
         self.lost = False
 
     # What the connection calls.
@@ -198,8 +199,13 @@ class MemoryLink:
         return self._size
 
     def finish(self) -> None:
+        self.hold(False)
         self._finished = True
         self._move_soon()
+
+    def hold(self, held: bool) -> None:
+        self.held = held
+        self.peer._move_soon()
 
     def give_up_after(self, seconds: float) -> None:
         """Leave it to the heartbeat."""
@@ -271,7 +277,7 @@ class MemoryLink:
 
     def _move(self) -> None:
         self._moving = False
-        if self._stalled or self.lost:
+        if self._stalled or self.lost or self.peer.held:
             return
         if self._buffer:
             self._hand_over(self.split or READ)
