@@ -34,6 +34,9 @@ T = TypeVar("T")
 AFTERWARDS = 30.0
 """Seconds that message handlers have when the server has sent and closed."""
 
+MOST_LEFT = 16
+"""Connections that a client keeps whose servers have said that they go away, and have not gone."""
+
 _FINAL_CODES = (CloseCode.NORMAL, CloseCode.REFUSED)
 """Close codes by which a server says that it wants this client to stay away."""
 
@@ -56,7 +59,7 @@ class ClientLife:
         self._background = Background(logger)
         self._dialer = Dialer(descriptor, self._settings, self._router, self._background)
         self._connection: Connection | None = None
-        self._left: set[Connection] = set()
+        self._left: dict[Connection, None] = {}
         self._unhandled: list[bytes] = []
         self._attempt: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
@@ -246,10 +249,18 @@ class ClientLife:
         self._send_again(connection)
         self._ready()
         if older is not None and older.leaving:
-            self._left.add(older)
+            self._left[older] = None
+            self._close_surplus()
         elif older is not None:
             reason = "the server has not kept the session"
             older.fail(ConnectionClosed(reason), CloseCode.ABNORMAL, reason)
+
+    def _close_surplus(self) -> None:
+        """Close the connection that was left first, when there are too many of those."""
+        if len(self._left) > MOST_LEFT:
+            oldest = next(iter(self._left))
+            reason = f"{MOST_LEFT} servers have said after this one that they go away"
+            oldest.fail(ConnectionClosed(reason), CloseCode.NORMAL, reason)
 
     def _send_again(self, connection: Connection) -> None:
         """Send the messages that a server which has gone away has not handled."""
@@ -304,7 +315,7 @@ class ClientLife:
             self._background.start(connection.finish_messages(AFTERWARDS, None))
         status = self._offline.status
         if connection in self._left:
-            self._left.discard(connection)
+            del self._left[connection]
             if status is not Status.CLOSED and not _as_announced(connection):
                 self._tell_of_loss(connection)
         elif connection is self._connection:

@@ -24,8 +24,19 @@ from conduit import (
     RPCTimeout,
     Status,
     Unavailable,
+    client_life,
 )
-from tests.acceptance.raw import GOAWAY, PASSWORD, TIMEOUT, VERIFIER, frame, logged_in, pack
+from tests.acceptance.raw import (
+    GOAWAY,
+    PASSWORD,
+    TIMEOUT,
+    VERIFIER,
+    RawPeer,
+    frame,
+    listen,
+    logged_in,
+    pack,
+)
 from tests.acceptance.support import (
     FAST_LOGIN,
     Program,
@@ -577,6 +588,28 @@ async def test_a_client_that_says_goodbye_is_served_all_the_same() -> None:
     async with server, logged_in(server.address) as peer:
         peer.write(frame(GOAWAY, 0, pack([1001, "so long", 5, 5])))
         assert await peer.call("add", [1, 2]) == 3
+
+
+async def test_a_server_that_says_goodbye_again_and_again_is_not_held_on_to() -> None:
+    links, logins, connected = set[RawPeer](), 0, asyncio.Event()
+
+    async def goes_away(peer: RawPeer) -> None:
+        nonlocal logins
+        await peer.accept_login()
+        links.add(peer)
+        logins += 1
+        await connected.wait()
+        peer.write(frame(GOAWAY, 0, pack([1001, "so long", 5, 0])))
+        await peer.closed(timeout=60)
+        links.discard(peer)
+
+    most = client_life.MOST_LEFT
+    async with listen(goes_away) as address:
+        async with new_client(address, reconnect_delay=0.001):
+            connected.set()
+            for count in range(most, most + 10):
+                await until(lambda: logins > count)  # noqa: B023  # awaited here
+                await until(lambda: len(links) <= most + 2)
 
 
 # Signals
