@@ -132,6 +132,8 @@ def feed(peer: CNDT, data: bytes, split: Split = whole) -> list[Event]:
             if new and isinstance(new[-1], (Broken, Closed)):
                 assert peer.state is State.CLOSED
             events += map(_kept, new)
+            while peer.more:  # as an owner goes on in the next turn of its loop
+                events += map(_kept, peer.receive(b""))
     return events
 
 
