@@ -131,8 +131,7 @@ class Clients:
             first_id=ACCEPTING,
             address=visit.address,
         )
-        linked = len(self.connected) - len(self._away) + self._count_lingering()
-        if linked + len(self._joining) >= descriptor.max_connections:
+        if self._count_linked() + len(self._joining) >= descriptor.max_connections:
             self._surplus.add(connection)
         left = visit.since + descriptor.limits.login_timeout - time.monotonic()
         timer = loop.call_later(left, self._too_slow, connection)
@@ -146,6 +145,20 @@ class Clients:
             frozenset() if ssl_object is None else peer_names(ssl_object),
         )
         return connection
+
+    def _count_linked(self) -> int:
+        """Count the sockets of clients that have been let in."""
+        return len(self.connected) - len(self._away) + self._count_lingering()
+
+    def _has_no_room(self, older: Connection | None) -> bool:
+        """Whether there is no room for a surplus connection.
+
+        Who has been let in before may come back to its session, though not any number of them: the
+        sessions of those who are away are many more than connections may be.
+        """
+        if older is None:
+            return True
+        return older.away and self._count_linked() >= 2 * self._descriptor.max_connections
 
     def _count_lingering(self) -> int:
         """Count the sockets of clients that have gone and are slow to read what they were sent.
@@ -173,7 +186,7 @@ class Clients:
         """Go on with the login of a connection."""
         self._joining[connection].visit.spoke()
         older = self._older(event)
-        if connection in self._surplus and older is None:
+        if connection in self._surplus and self._has_no_room(older):
             most = self._descriptor.max_connections
             self._refuse(
                 connection,

@@ -378,6 +378,38 @@ async def test_clients_that_are_away_do_not_fill_the_server() -> None:
                     await within(new_client(server).connect())
 
 
+async def test_those_who_come_back_to_a_full_server_are_as_many_again_at_the_most() -> None:
+    server = new_server(max_connections=2)
+    async with server, contextlib.AsyncExitStack() as stack:
+
+        async def come(session: dict[str, Any] | None = None) -> RawPeer:
+            peer = await stack.enter_async_context(dial(server.address))
+            known = session and {"id": session["id"], "epoch": session["epoch"], "recv": 0}
+            success = await peer.login(caps={**CAPS, "feat": ["resume"]}, session=known)
+            assert success["session"]["resumed"] is (session is not None)
+            return peer
+
+        async def go(peer: RawPeer) -> None:
+            peer.abort()
+            connection = server.connections[peer.success["session"]["id"].hex()]
+            await until(lambda: connection.away)
+
+        peers = [await come() for _ in range(2)]
+        for _ in range(3):
+            for peer in peers[-2:]:
+                await go(peer)
+            peers += [await come() for _ in range(2)]
+        sessions = [peer.success["session"] for peer in peers]
+        # Two are there. Two more may come back, and those who are there over another link.
+        back = [await come(sessions[number]) for number in (0, 1, 6)]
+        with pytest.raises(LoginRefused) as refused:
+            await come(sessions[2])
+        assert refused.value.body is not None and refused.value.body["code"] == "busy"
+        # It is not given up by that.
+        await go(back[0])
+        await come(sessions[2])
+
+
 async def test_of_too_many_that_are_away_the_oldest_ends() -> None:
     server = new_server(limits=Limits(max_away=2))
     heard = watched(server)
