@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -30,6 +31,10 @@ BUILT_IN = "conduit."
 DISCOVER = f"{BUILT_IN}discover"
 SUGGESTED_FROM = 256
 SUGGESTED_LENGTH = 64
+SUGGESTING = 0.02
+"""Seconds in each second after which no names are suggested: to look for one takes milliseconds,
+and thousands of calls may come at once.
+"""
 
 
 class Router:
@@ -49,6 +54,7 @@ class Router:
         self.messages: dict[str, MessageHandler] = {}
         self._required: frozenset[str] = frozenset()
         self._fingerprints: dict[frozenset[str], bytes] = {}
+        self._suggested_since = self._suggesting = 0.0
 
     def add_method(
         self,
@@ -186,7 +192,7 @@ class Router:
             roles: Those of the caller, who is told of nothing that it may not call.
         """
         known = {method.name: method for method in self.described(roles)}
-        nearest = _nearest(name, known)
+        nearest = self._nearest(name, known)
         hint = f"; did you mean {known[nearest].signature}?" if nearest else ""
         return MethodNotFound(
             f"no method {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
@@ -195,11 +201,22 @@ class Router:
     def unknown_message(self, name: str, roles: frozenset[str] = frozenset()) -> MethodNotFound:
         """Return the error for a message that has no handler; see `unknown_method`."""
         allowed = (one.name for one in self.messages.values() if one.requires <= roles)
-        nearest = _nearest(name, allowed)
+        nearest = self._nearest(name, allowed)
         hint = f"; did you mean {nearest!r}?" if nearest else ""
         return MethodNotFound(
             f"no handler for message {name[:SUGGESTED_LENGTH]!r}{hint}", details={"executed": False}
         )
+
+    def _nearest(self, name: str, known: Iterable[str]) -> str | None:
+        """Return the known name that is most like another, if there is time to look for one."""
+        began = time.monotonic()
+        if began - self._suggested_since >= 1:
+            self._suggested_since, self._suggesting = began, 0.0
+        if self._suggesting >= SUGGESTING:
+            return None
+        nearest = _nearest(name, known)
+        self._suggesting += time.monotonic() - began
+        return nearest
 
     def fingerprint(self, roles: frozenset[str] = frozenset()) -> bytes:
         """Return what identifies the methods that a caller with these roles may call.

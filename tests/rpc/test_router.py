@@ -11,7 +11,7 @@ import pytest
 
 from conduit.exceptions import MethodNotFound
 from conduit.rpc.method import MessageHandler, Method
-from conduit.rpc.router import Router
+from conduit.rpc.router import SUGGESTING, Router
 
 
 @pytest.fixture
@@ -158,6 +158,34 @@ def test_a_long_name_is_cut_and_costs_nothing(router: Router) -> None:
 
 
 # Discovery
+
+
+def test_names_are_suggested_for_as_long_as_that_takes_little_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    router = Router(with_connection=False)
+    for number in range(100):
+
+        @rpc(router, f"a_method_of_the_server_{number}")
+        async def method() -> None: ...
+
+    now = 1000.0
+    monkeypatch.setattr("conduit.rpc.router.time.monotonic", lambda: now)
+
+    def suggests() -> bool:
+        return "did you mean" in str(router.unknown_method("a_method_of_the_server"))
+
+    assert all(suggests() for _ in range(3)), "they took no time"
+    router._suggesting = SUGGESTING
+    assert not suggests()
+    assert "did you mean" not in str(router.unknown_message("a_method"))
+    now += 1
+    assert suggests()
+    monkeypatch.undo()
+    began = time.process_time()
+    for number in range(2000):
+        router.unknown_method(f"a_method_of_the_serv_{number}")
+    assert time.process_time() - began < 1, "a millisecond and more for each"
 
 
 def test_discovery_lists_what_the_application_registered_in_order(router: Router) -> None:
