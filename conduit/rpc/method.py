@@ -213,6 +213,14 @@ class Method:
         """The signature as its callers see it: `add(a: int, b: int) -> int`."""
         return f"{self.name}{self._shown}".replace("collections.abc.", "")
 
+    @functools.cached_property
+    def told(self) -> dict[str, Any]:
+        """What discovery tells of the method, made when the first caller asks.
+
+        Pydantic takes half a millisecond for it, and a thousand callers may ask at once.
+        """
+        return self.describe()
+
     def describe(self) -> dict[str, Any]:
         """Return what discovery tells of the method."""
         adapter, returns = self._model_adapter or self._adapter, self._returns

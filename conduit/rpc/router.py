@@ -260,9 +260,7 @@ class _Discovery:
     def start(self, data: Any, connection: Any) -> Any:
         """Describe every method that the caller may call; parameters are ignored."""
         router = self._router()
-        return (
-            [method.describe() for method in router.described(connection.roles)] if router else []
-        )
+        return [method.told for method in router.described(connection.roles)] if router else []
 
 
 def _name_of(function: Any) -> str:

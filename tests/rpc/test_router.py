@@ -210,3 +210,15 @@ def test_discovery_takes_no_parameters_and_runs_on_the_loop(router: Router) -> N
     nothing: list[Any] = [{}, []]
     for data in nothing:
         assert method.start(data, SimpleNamespace(roles=frozenset())) == []
+
+
+def test_a_method_is_described_once_however_often_it_is_asked_for(router: Router) -> None:
+    for number in range(100):
+        rpc(router, f"method_{number}")(add)
+    first = discover(router)
+    began = time.process_time()
+    for _ in range(200):
+        assert discover(router) == first
+    assert time.process_time() - began < 1, "fifty milliseconds and more for each"
+    rpc(router, "later")(add)
+    assert [method["name"] for method in discover(router)[100:]] == ["later"]
