@@ -302,10 +302,11 @@ def read_credit(payload: Payload) -> tuple[int, int]:
     if (
         type(body) is not list
         or len(body) != 2
-        or not all(type(number) is int and number >= 0 for number in body)
+        or not all(type(number) is int and 0 <= number < 2**32 for number in body)
     ):
         raise ProtocolError(
-            "STREAM_CREDIT must carry [items, bytes]", close_code=CloseCode.BAD_PAYLOAD
+            "STREAM_CREDIT must carry [items, bytes], each below 2**32",
+            close_code=CloseCode.BAD_PAYLOAD,
         )
     return body[0], body[1]
 

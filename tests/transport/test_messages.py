@@ -364,7 +364,10 @@ async def test_a_message_without_credit_ends_the_connection() -> None:
         assert slow.began == [0]
 
 
-@pytest.mark.parametrize("credit", [5, [], [1], [1, 2, 3], [-1, 0], [1, "2"], [True, 1], {"a": 1}])
+@pytest.mark.parametrize(
+    "credit",
+    [5, [], [1], [1, 2, 3], [-1, 0], [1, "2"], [True, 1], {"a": 1}, [2**32, 0], [0, 2**64 - 1]],
+)
 async def test_credit_that_cannot_be_read_closes(credit: Any) -> None:
     async with Pair() as pair:
         pair.client.write(FrameType.STREAM_CREDIT, 0, credit)
