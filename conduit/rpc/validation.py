@@ -33,14 +33,36 @@ _PLAIN_TYPES = (int, str, bool, float, bytes, type(None))
 
 
 class Schema(GenerateJsonSchema):
-    """Describes whatever can be served; what JSON Schema has no words for is left open."""
+    """Describes whatever can be served; what JSON Schema has no words for is left open.
+
+    What a model wants its JSON to be does not count, because what is sent is MessagePack: neither
+    `ser_json_bytes` and its like, nor serializers that are for JSON only.
+    """
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
 
+    def ser_schema(self, schema: Any) -> dict[str, Any] | None:
+        by_function = schema["type"] in ("function-plain", "function-wrap")
+        if by_function and schema.get("when_used") in ("json", "json-unless-none"):
+            return None
+        return super().ser_schema(schema)
+
+    def bytes_schema(self, schema: core_schema.BytesSchema) -> dict[str, Any]:
+        return {**super().bytes_schema(schema), "format": "binary"}
+
+    def date_schema(self, schema: core_schema.DateSchema) -> dict[str, Any]:
+        return {"type": "string", "format": "date"}
+
+    def time_schema(self, schema: core_schema.TimeSchema) -> dict[str, Any]:
+        return {"type": "string", "format": "time"}
+
+    def datetime_schema(self, schema: core_schema.DatetimeSchema) -> dict[str, Any]:
+        return {"type": "string", "format": "date-time"}
+
     def timedelta_schema(self, schema: core_schema.TimedeltaSchema) -> dict[str, Any]:
         # Sent as ISO 8601; seconds are taken as well.
-        taken = {"type": ["number", "string"], "format": "duration"}
-        return taken if self.mode == "validation" else super().timedelta_schema(schema)
+        kinds: Any = ["number", "string"] if self.mode == "validation" else "string"
+        return {"type": kinds, "format": "duration"}
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
         return {**super().decimal_schema(schema), "format": "decimal"}

@@ -236,6 +236,58 @@ def test_names_are_those_that_travel(model: Any) -> None:
     assert method.finish(method.start({"value": [{taken: "x"}]}, None)) == [{"class": "x"}]
 
 
+class ForJson(BaseModel):
+    """A model that wants its JSON to be something else than what is sent."""
+
+    model_config = pydantic.ConfigDict(ser_json_bytes="base64", ser_json_temporal="seconds")
+    data: bytes
+    at: datetime.datetime
+    on: datetime.date
+    clock: datetime.time
+    took: datetime.timedelta
+    big: int
+    always: int = 0
+
+    @pydantic.field_serializer("big", when_used="json")
+    def _big(self, value: int) -> str:
+        return str(value)
+
+    @pydantic.field_serializer("always")
+    def _always(self, value: int) -> float:
+        return float(value)
+
+
+class TookSeconds(BaseModel):
+    model_config = pydantic.ConfigDict(ser_json_timedelta="float")
+    took: datetime.timedelta
+
+
+def test_what_is_for_json_only_is_not_told() -> None:
+    told = described(echo_of(ForJson))["returns"]["properties"]
+    shown = {name: (one["type"], one.get("format")) for name, one in told.items()}
+    assert shown == {
+        "data": ("string", "binary"),
+        "at": ("string", "date-time"),
+        "on": ("string", "date"),
+        "clock": ("string", "time"),
+        "took": ("string", "duration"),
+        "big": ("integer", None),
+        "always": ("number", None),
+    }
+    now = datetime.datetime(2028, 2, 29, 12, 30)
+    day = datetime.timedelta(days=1)
+    value = ForJson(data=b"\xff", at=now, on=now.date(), clock=now.time(), took=day, big=5)
+    finish = Method(echo_of(ForJson), "method").finish
+    assert finish is not None
+    sent = decode(Encoder().pack(finish(value)))
+    kinds = {bytes: "string", str: "string", int: "integer", float: "number"}
+    assert {name: kinds[type(one)] for name, one in sent.items()} == {
+        name: kind for name, (kind, _) in shown.items()
+    }
+    told = described(echo_of(TookSeconds))["returns"]["properties"]["took"]
+    assert (told["type"], told["format"]) == ("string", "duration")
+
+
 def test_a_default_that_is_no_text_is_left_out() -> None:
     def method(data: bytes = b"\xff") -> None: ...
 
