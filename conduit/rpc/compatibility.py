@@ -5,15 +5,20 @@ peer takes, results and items as the peer sends them with what the interface tak
 reported only if it is sure to fail: for every kind of value that may be sent there must be one that
 is taken. So a peer may offer more, take more and send less than an interface knows of.
 
-What is not looked at: formats (but that a `Decimal` goes for a number), patterns, lengths, ranges
-and other bounds, all but the first level of `allOf`, `not`, `if` and `patternProperties`. A schema
-that says nothing fits everything.
+A type of the interface that writes another kind of value than it reads, such as a number that a
+serializer makes text of, takes from its peers what it writes.
+
+What is not looked at: formats (but that a `Decimal` goes for a number, and a number for a date or a
+time), patterns, lengths, ranges and other bounds, all but the first level of `allOf`, `not`, `if`
+and `patternProperties`. A schema that says nothing fits everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, get_origin
+
+from pydantic import TypeAdapter
 
 from ..signatures import annotation, shown
 from ..transport.answers import Response
@@ -37,6 +42,12 @@ _KINDS: Final[dict[type, str]] = {
     list: "array",
     dict: "object",
 }
+
+
+_TIMES: Final = ("date", "date-time", "time")
+"""Formats of text for which numbers are taken."""
+_NOT_SENT: Final = "it is required, and not sent"
+_NOT_TAKEN: Final = "it is sent, and not taken"
 
 
 class Misfit(NamedTuple):
@@ -85,15 +96,35 @@ def _method(operation: Operation, method: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(parameters, dict):
         yield from _parameters(operation, parameters, method.get("argument"))
     if operation.streams and operation.items is not Any:
-        taken = adapter_of(operation.place, operation.items).json_schema(**AS_TAKEN)
-        yield from _sentences("items", misfits(method.get("items"), taken))
+        found = _read(method.get("items"), adapter_of(operation.place, operation.items))
+        yield from _sentences("items", found)
     result = operation.result
     if result is Response or get_origin(result) is Response:
         result = item_of(result)
     # A stream that is only iterated over does not look at its result.
     if result is not Any and not (operation.streams and result is type(None)):
-        taken = adapter_of(operation.place, result).json_schema(**AS_TAKEN)
-        yield from _sentences("result", misfits(method.get("returns"), taken))
+        found = _read(method.get("returns"), adapter_of(operation.place, result))
+        yield from _sentences("result", found)
+
+
+def _read(sent: Any, adapter: TypeAdapter[Any]) -> list[Misfit]:
+    """Return what a peer may send and the interface never takes."""
+    taken = adapter.json_schema(**AS_TAKEN)
+    return _but_for_own(misfits(sent, taken), adapter.json_schema(**AS_SENT), taken)
+
+
+def _but_for_own(found: list[Misfit], sent: Any, taken: Any) -> list[Misfit]:
+    """Leave out where a type of the interface writes another kind of value than it reads.
+
+    Args:
+        found: What does not fit between the interface and the peer.
+        sent: The type as it is written.
+        taken: The type as it is read.
+    """
+    if not found:
+        return []
+    own = [one for one in misfits(sent, taken) if one.problem not in (_NOT_SENT, _NOT_TAKEN)]
+    return [one for one in found if one not in own]
 
 
 _STREAMING: Final[dict[Any, str]] = {
@@ -113,19 +144,19 @@ def _parameters(operation: Operation, parameters: dict[str, Any], argument: Any)
             yield f"the stream {operation.input!r} is {_named(stream)} at the peer"
         item = operation.contract.hints[operation.input]
         if (item := item_of(item)) is not Any:
-            schema = adapter_of(operation.place, item).json_schema(**AS_SENT)
-            where = f"items of {operation.input!r}"
-            yield from _sentences(where, misfits(schema, argument.get("items")))
+            schema, own = _both_ways(adapter_of(operation.place, item))
+            found = _but_for_own(misfits(schema, argument.get("items")), schema, own)
+            yield from _sentences(f"items of {operation.input!r}", found)
     whole = _Document(parameters).resolved(parameters)
     if "prefixItems" in whole or whole.get("type") == "array":
         if sent:
             yield "the peer takes its parameters by position only"
         return
     properties, needed = _map(whole, "properties"), _names(whole, "required")
-    for name, schema in sent.items():
+    for name, (schema, own) in sent.items():
         if name in properties:
             found = _Comparison(schema, parameters).of(schema, properties[name], "")
-            yield from _sentences(f"parameter {name!r}", found)
+            yield from _sentences(f"parameter {name!r}", _but_for_own(found, schema, own))
         elif name == stream:
             yield f"the parameter {name!r} is a stream at the peer"
         elif whole.get("additionalProperties") is False:
@@ -137,26 +168,38 @@ def _parameters(operation: Operation, parameters: dict[str, Any], argument: Any)
             yield f"the peer requires the parameter {name!r}, which may be left out"
 
 
-def _sent(operation: Operation) -> tuple[dict[str, Any], set[str]]:
+_BothWays = tuple[Any, Any]
+"""The schema of a type as it is written, and as it is read."""
+
+
+def _both_ways(adapter: TypeAdapter[Any]) -> _BothWays:
+    return adapter.json_schema(**AS_SENT), adapter.json_schema(**AS_TAKEN)
+
+
+def _sent(operation: Operation) -> tuple[dict[str, _BothWays], set[str]]:
     """Return the schemas of what is sent, by name, and the names that always are."""
     hints = operation.contract.hints
     if operation.lone is not None:
-        whole = adapter_of(operation.place, hints[operation.lone]).json_schema(**AS_SENT)
-        document = _Document(whole)
-        fields = _map(document.resolved(whole), "properties")
-        schemas = {name: document.alone(field) for name, field in fields.items()}
-        return schemas, set(schemas)
-    schemas, required = {}, set[str]()
+        written, read = map(_fields, _both_ways(adapter_of(operation.place, hints[operation.lone])))
+        return {name: (one, read.get(name, {})) for name, one in written.items()}, set(written)
+    schemas, required = dict[str, _BothWays](), set[str]()
     for parameter in operation.parameters:
         if parameter.name == operation.input:
             continue
         hint = hints.get(parameter.name, Any)
         schemas[parameter.name] = (
-            {} if hint is Any else adapter_of(operation.place, hint).json_schema(**AS_SENT)
+            ({}, {}) if hint is Any else _both_ways(adapter_of(operation.place, hint))
         )
         if parameter.default is parameter.empty:
             required.add(parameter.name)
     return schemas, required
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """Return the schemas of the fields of a model, each with the definitions."""
+    document = _Document(model)
+    fields = _map(document.resolved(model), "properties")
+    return {name: document.alone(field) for name, field in fields.items()}
 
 
 def _sentences(where: str, found: list[Misfit]) -> list[str]:
@@ -215,7 +258,11 @@ class _Comparison:
         if (choices := _alternatives(sent)) is not None:
             return [one for choice in choices for one in self.of(choice, taken, path)]
         if (choices := _alternatives(taken)) is not None:
-            return self._one_of(sent, choices, path, taken)
+            values = _values(sent)
+            if values is None or len(values) == 1:
+                return self._one_of(sent, choices, path, taken)
+            refused = [one for one in values if self._one_of({"const": one}, choices, path, taken)]
+            return [Misfit(path, _problem({"enum": refused}, taken))] if refused else []
         if (values := _values(sent)) is not None:
             refused = [value for value in values if not _is_taken(value, taken)]
             return [Misfit(path, _problem({"enum": refused}, taken))] if refused else []
@@ -226,9 +273,7 @@ class _Comparison:
             return [Misfit(path, _problem(sent, taken))]
         if not isinstance(kind, str) or not isinstance(other, str):
             return []
-        if not _fits(kind, other) and not (
-            sent.get("format") == "decimal" and _fits(other, "number")
-        ):
+        if not _fits(kind, other) and not _goes_for(sent, taken):
             return [Misfit(path, _problem(sent, taken))]
         if kind == "object":
             return self._object(sent, taken, path)
@@ -253,7 +298,7 @@ class _Comparison:
         found: list[Misfit] = []
         if ours and not more:
             found += (
-                Misfit(f"{path}.{_plain(name)}", "it is required, and not sent")
+                Misfit(f"{path}.{_plain(name)}", _NOT_SENT)
                 for name in _names(taken, "required")
                 if name not in ours
             )
@@ -262,7 +307,7 @@ class _Comparison:
             if name in theirs or isinstance(others, dict):
                 found += self.of(schema, theirs.get(name, others), f"{path}.{_plain(name)}")
             elif others is False and name in always:
-                found.append(Misfit(f"{path}.{_plain(name)}", "it is sent, and not taken"))
+                found.append(Misfit(f"{path}.{_plain(name)}", _NOT_TAKEN))
         if isinstance(more, dict) and isinstance(others, dict):
             found += self.of(more, others, f"{path}.*")
         return found
@@ -310,7 +355,17 @@ def _is_taken(value: Any, schema: dict[str, Any]) -> bool:
 
 
 def _fits(sent: str, taken: str) -> bool:
-    return sent == taken or {sent, taken} == {"integer", "number"}
+    """Whether values of one kind are taken for another; `True` is a number as in Python."""
+    numbers = ("integer", "number")
+    return sent == taken or (taken in numbers and sent in (*numbers, "boolean"))
+
+
+def _goes_for(sent: dict[str, Any], taken: dict[str, Any]) -> bool:
+    """Whether the formats say that values of different kinds are taken all the same."""
+    numbers = ("integer", "number")
+    if sent.get("format") == "decimal":
+        return taken.get("type") in numbers
+    return sent.get("type") in numbers and taken.get("format") in _TIMES
 
 
 def _map(schema: Any, key: str) -> dict[str, Any]:

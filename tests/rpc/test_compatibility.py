@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field, field_serializer
 from typing_extensions import NotRequired, TypedDict
 
 from conduit.rpc.compatibility import differences, misfits
@@ -267,6 +267,18 @@ def test_a_lone_model_is_its_fields() -> None:
         (float, decimal.Decimal, True),
         (datetime.timedelta, float, False),  # it is text
         (float, datetime.timedelta, True),
+        (float, datetime.datetime, True),  # seconds
+        (int, datetime.date, True),
+        (bool, datetime.datetime, False),
+        (bool, int, True),
+        (bool, float, True),
+        (int, bool, False),
+        (Literal["a", 1], int | str, True),
+        (Literal["a", None], str | None, True),
+        (Literal["a", 1, None], int | str, False),
+        (Literal["s", 1], Size | int, True),
+        (Literal["x", 1], Size | int, False),
+        (Literal[True, "auto"], int | Literal["auto"], True),
         (datetime.datetime, str, True),
         (int | str, str, False),
         (int, int | str, True),
@@ -300,6 +312,64 @@ def test_types(sent: Any, taken: Any, fits: bool) -> None:
     handler.__annotations__["return"] = sent
     wants.__annotations__["return"] = taken
     assert bool(of(wants, handler)) is not fits
+
+
+class Account(BaseModel):
+    """A model that writes other kinds than it reads, and takes both."""
+
+    id: int
+    since: datetime.datetime
+    name: str = ""
+
+    @field_serializer("id")
+    def _id(self, value: int) -> str:
+        return str(value)
+
+    @field_serializer("since")
+    def _since(self, value: datetime.datetime) -> float:
+        return value.timestamp()
+
+
+class OtherAccount(BaseModel):
+    id: str
+    since: float
+    name: int
+
+
+class Area(BaseModel, extra="forbid"):
+    """A model that does not take what it writes."""
+
+    width: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def area(self) -> int:
+        return self.width**2
+
+
+def test_a_model_that_writes_other_kinds_than_it_reads_fits_itself() -> None:
+    async def handler(account: Account, more: list[Account]) -> list[Account]: ...
+    async def wants(self: Any, account: Account, more: list[Account]) -> list[Account]: ...
+    async def lone(account: Account) -> None: ...
+    async def wants_lone(self: Any, account: Account) -> None: ...
+    async def items(accounts: AsyncIterator[Account]) -> AsyncIterator[Account]:
+        yield Account(id=1, since=datetime.datetime(2028, 2, 29))
+
+    def wants_items(self: Any, accounts: AsyncIterator[Account]) -> AsyncIterator[Account]: ...
+    async def other(account: OtherAccount) -> OtherAccount: ...
+    async def wants_other(self: Any, account: Account) -> Account: ...
+    async def area(area: Area) -> Area: ...
+    async def wants_area(self: Any, area: Area) -> Area: ...
+
+    assert of(wants, handler) == of(wants_lone, lone) == of(wants_items, items) == []
+    assert of(wants_other, other) == [
+        "Shop.method: parameter 'name': str is sent, and int is taken",
+        "Shop.method: result.name: int is sent, and str is taken",
+    ]
+    assert of(wants_area, area) == [
+        "Shop.method: the peer knows no parameter 'area'",
+        "Shop.method: result.area: it is sent, and not taken",
+    ]
 
 
 # What a peer says of itself may be anything.
