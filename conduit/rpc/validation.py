@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import types
 import typing
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import PydanticSerializationError, core_schema
+from pydantic_core import PydanticSerializationError, core_schema, to_jsonable_python
 
 from ..exceptions import InvalidParams
 from ..transport.answers import Response
@@ -67,6 +68,20 @@ class Schema(GenerateJsonSchema):
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
         return {**super().decimal_schema(schema), "format": "decimal"}
 
+    def enum_schema(self, schema: core_schema.EnumSchema) -> dict[str, Any]:
+        kind, values = schema["cls"], [member.value for member in schema["members"]]
+        if not _are_text(values):
+            return {"title": kind.__name__, **_not_text(values)}
+        told = super().enum_schema(schema)
+        if issubclass(kind, enum.Flag):
+            del told["enum"]  # every combination is a value as well
+        return told
+
+    def literal_schema(self, schema: core_schema.LiteralSchema) -> dict[str, Any]:
+        members = schema["expected"]
+        values = [one.value if isinstance(one, enum.Enum) else one for one in members]
+        return super().literal_schema(schema) if _are_text(values) else _not_text(values)
+
     def encode_default(self, dft: Any) -> Any:
         try:
             return super().encode_default(dft)
@@ -83,6 +98,22 @@ class Schema(GenerateJsonSchema):
             return self.kw_arguments_schema(
                 schema["arguments_schema"], schema.get("var_kwargs_schema")
             )
+
+
+def _are_text(values: list[Any]) -> bool:
+    """Whether JSON can name all of these values."""
+    try:
+        to_jsonable_python(values)
+    except ValueError:
+        return False
+    return not any(isinstance(one, bytes) for one in values)
+
+
+def _not_text(values: list[Any]) -> dict[str, Any]:
+    """Return the schema of values of which JSON cannot name some."""
+    if all(isinstance(one, bytes) for one in values):
+        return {"type": "string", "format": "binary"}
+    return {}
 
 
 AS_TAKEN: Any = {"schema_generator": Schema}

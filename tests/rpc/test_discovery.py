@@ -8,7 +8,7 @@ import decimal
 import enum
 import uuid
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pydantic
 import pytest
@@ -161,6 +161,16 @@ class Scale(enum.IntEnum):
     LARGE = 2
 
 
+class Right(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Magic(enum.Enum):
+    PNG = b"\x89PNG"
+    GIF = b"GIF8"
+
+
 PAIR = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}]}
 
 
@@ -183,6 +193,10 @@ PAIR = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}
         ),
         (uuid.UUID, uuid.UUID(int=5), {"type": "string", "format": "uuid"}, None),
         (Scale, Scale.LARGE, {"type": "integer", "enum": [1, 2]}, None),
+        (Right, Right.READ | Right.WRITE, {"type": "integer"}, None),
+        (Magic, Magic.PNG, {"type": "string", "format": "binary"}, None),
+        (Literal[b"a", b"b"], b"b", {"type": "string", "format": "binary"}, None),
+        (Literal["a", "b"], "b", {"type": "string", "enum": ["a", "b"]}, None),
         (
             set[int],
             {1},
@@ -196,7 +210,9 @@ def test_types_are_described_as_they_travel(hint: Any, value: Any, taken: Any, s
     method = Method(echo_of(hint), "echo", thread=False)
     description = method.describe()
     parameters = description["parameters"]
-    found = parameters.get("$defs", {}).get("Scale", parameters["properties"]["value"])
+    found = parameters.get("$defs", {}).get(
+        getattr(hint, "__name__", ""), parameters["properties"]["value"]
+    )
     assert {key: one for key, one in found.items() if key != "title"} == taken
     returns = {key: one for key, one in description["returns"].items() if key != "title"}
     assert returns == (sent or taken)
@@ -204,6 +220,18 @@ def test_types_are_described_as_they_travel(hint: Any, value: Any, taken: Any, s
     assert method.finish is not None
     travels = decode(Encoder().pack(method.finish(method.start({"value": value}, None))))
     assert isinstance(travels, kinds[returns["type"]])
+
+
+class Anything(enum.Enum):
+    ONE = object()
+    TWO = 2
+
+
+@pytest.mark.parametrize("hint", [Literal["a", b"b"], Literal[b"\xff", 1], Anything])
+def test_values_that_json_cannot_name_are_left_open(hint: Any) -> None:
+    told = described(echo_of(hint))
+    assert set(told["returns"]) <= {"title"}
+    assert set(told["parameters"]["properties"]["value"]) <= {"title", "$ref"}
 
 
 def test_a_decimal_is_text_and_is_taken_as_a_number_too() -> None:
