@@ -120,6 +120,7 @@ class _Module:
         self._known: dict[str, str] = {}
         self._keys: dict[tuple[int, int], str] = {}
         self._kept: list[Any] = []  # so that the ids above stay theirs
+        self._open: set[int] = set()
         self._left = SCHEMAS
         self._definitions: list[str] = []
 
@@ -295,7 +296,7 @@ class _Module:
         choice = _list(schema, "enum")
         is_object = isinstance(_get(schema, "properties"), dict) and schema.get("type") == "object"
         if not is_object and not choice:
-            return self._type(schema, wanted, root, depth + 1)
+            return self._written_out(schema, wanted, root, depth)
         if len(self._known) >= CLASSES:
             return self._type_name("Any")
         place = (id(schema), id(root))
@@ -322,6 +323,16 @@ class _Module:
             text = self._typed_dict(name, schema, root, depth)
         self._definitions.append(text)
         return name
+
+    def _written_out(self, schema: Any, wanted: str, root: Any, depth: int) -> str:
+        """Return a definition as an annotation; inside itself, where it has no end, it is Any."""
+        place = id(schema)
+        if place in self._open:
+            return self._type_name("Any")
+        self._open.add(place)
+        hint = self._type(schema, wanted, root, depth + 1)
+        self._open.remove(place)
+        return hint
 
     def _model(self, name: str, schema: dict[str, Any], root: Any, depth: int) -> str:
         lines: list[str] = []

@@ -26,13 +26,14 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel
 from typer.testing import CliRunner
-from typing_extensions import NotRequired, TypedDict, deprecated
+from typing_extensions import NotRequired, TypeAliasType, TypedDict, deprecated
 
 from conduit import InterfaceMismatch, Server, Stream, blocking
 from conduit.__main__ import app
 from conduit.rpc.interface import operations
+from conduit.rpc.method import Method
 from conduit.stub import stub
 from tests.acceptance.support import ROOT, new_client, within
 
@@ -769,6 +770,26 @@ def test_the_text_only_declares_whatever_a_server_says(
     only_declares(stub(methods, server=server, version=version, blocking=True))
     if "    pass\n" not in source[-12:]:
         assert operations(run(source))
+
+
+Json = TypeAliasType("Json", "dict[str, Json] | list[Json] | str | float | None")
+
+
+class Nested(RootModel[list["Nested"]]):
+    pass
+
+
+def test_a_type_without_a_name_that_has_no_end_is_written_once() -> None:
+    async def echo(value: Json, nested: Nested, more: list[Json]) -> Json:
+        return value
+
+    told = Method(echo, "echo").describe()
+    text = stub([told], server="hub", version="1")
+    only_declares(text)
+    value = "dict[str, Any] | list[Any] | str | float | None"
+    assert f"value: {value},\n" in text
+    assert "nested: list[Any],\n" in text
+    assert f"more: list[{value}],\n" in text
 
 
 def test_schemas_that_multiply_end() -> None:
