@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import decimal
@@ -25,7 +26,18 @@ from typing import (  # noqa: UP035  # the old names have to work as well
 )
 
 import pytest
-from pydantic import BaseModel, Field, computed_field, field_validator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    StrictInt,
+    ValidationInfo,
+    computed_field,
+    field_validator,
+)
+from pydantic_core import PydanticOmit
 from typing_extensions import TypedDict
 
 from conduit.exceptions import InvalidParams
@@ -1083,3 +1095,101 @@ def test_a_generic_model_is_validated_by_its_parameter() -> None:
 
     assert call(method, {"box": {"content": "5"}}) == {"content": 5}
     assert refused(method, {"box": {"content": "x"}}).errors[0]["path"] == "box.content"
+
+
+# The short way of calls that name every parameter
+
+
+def named(value: int, info: ValidationInfo) -> str:
+    return f"{info.field_name}={value}"
+
+
+def omitted(value: int) -> int:
+    if value == 0:
+        raise PydanticOmit
+    return value
+
+
+def odd(value: int) -> int:
+    if value == 1:
+        raise KeyError("another")
+    if value % 2 == 0:
+        raise ValueError("an odd number is wanted")
+    return value
+
+
+HINTS: list[Any] = [
+    int, str, float, bool, bytes, Any, Colour, Item, Order, Tree, Point, Movie, Pair,
+    int | None, str | int, Literal["a", 1], list[int], dict[str, Item], tuple[int, str],
+    set[int], decimal.Decimal, datetime.datetime, uuid.UUID, Annotated[int, Field(ge=1)], StrictInt,
+    Annotated[int, Field(alias="other")], Annotated[int, AfterValidator(named)],
+    list[Annotated[int, AfterValidator(named)]], Annotated[int, AfterValidator(omitted)],
+    Annotated[int, AfterValidator(odd)], T,
+]  # fmt: skip
+VALUES = st.sampled_from(
+    [0, 1, 3, "1", "a", "red", 0.5, True, None, b"a", b"\xff", [], [1], [1, "a"], [0, "x"], {},
+     {"name": "a"}, {"name": 1, "count": 0}, {"x": 1}, {"title": "a", "year": "1"},
+     {"customer": "a", "items": [{"name": 1}]}, {"name": "a", "branches": [{"name": "b"}]},
+     "2028-02-29", 2**63]
+)  # fmt: skip
+DEFAULTS: st.SearchStrategy[Any] = st.sampled_from([inspect.Parameter.empty, 1, None, "x", []])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(HINTS), DEFAULTS), min_size=2, max_size=3),
+    st.lists(VALUES, min_size=3, max_size=3),
+    st.sampled_from(["", "", "", "a", "c", "more", "other"]),
+)
+def test_calls_that_name_every_parameter_are_like_others(
+    hints: list[tuple[Any, Any]], values: list[Any], changed: str
+) -> None:
+    taken = list[Any]()
+
+    def handler(*args: Any, **kwargs: Any) -> None:
+        bound = inspect.signature(handler).bind(*args, **kwargs)
+        bound.apply_defaults()
+        taken.append(bound.arguments)
+
+    optional = sorted(hints, key=lambda one: one[1] is not inspect.Parameter.empty)
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hint, default=d)
+        for name, (hint, d) in zip("abc", optional, strict=False)
+    ]
+    handler.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    handler.__annotations__ = {one.name: one.annotation for one in parameters}
+    method = Method(handler, "method", thread=False)
+    data = {one.name: value for one, value in zip(parameters, values, strict=False)}
+    if changed in data:
+        del data[changed]
+    elif changed:
+        data[changed] = 1
+
+    def outcome(start: Callable[[Any, Any], Any]) -> Any:
+        taken.clear()
+        try:
+            start(copy.deepcopy(data), THE_CONNECTION)
+        except InvalidParams as exc:
+            return exc.message, exc.details
+        except Exception as exc:  # noqa: BLE001  # whatever a validator raises
+            return type(exc), str(exc)
+        return repr(taken)
+
+    assert outcome(method.start) == outcome(method._start)
+
+
+SEEN: list[int] = []
+
+
+def note(value: int) -> int:
+    SEEN.append(value)
+    return odd(value)
+
+
+def test_a_validator_runs_once_whatever_it_says() -> None:
+    async def handler(a: Annotated[int, AfterValidator(note)], b: int) -> None: ...
+
+    SEEN.clear()
+    call(handler, {"a": 3, "b": 1})
+    assert refused(handler, {"a": 2, "b": 1}).errors[0]["path"] == "a"
+    assert SEEN == [3, 2]
