@@ -220,13 +220,19 @@ class Client:
     def connect(self, *, retry: bool = False) -> None:
         """Connect and log in; arguments and errors are those of `conduit.Client.connect`.
 
-        Ctrl-C leaves the client unconnected.
+        Ctrl-C leaves the client unconnected. A handler or hook of a client that disconnects cannot
+        connect it again, because the client waits for it: that is a RuntimeError.
         """
         with self._lock:
             thread = self._thread
             made = thread is None or thread.left
             if thread is None or thread.left:
                 if thread is not None:
+                    if thread.waits_for_caller:
+                        raise RuntimeError(
+                            "the client disconnects, and waits for this handler or hook to end; "
+                            "it can connect again after that"
+                        )
                     thread.wait()  # it may still say goodbye
                 thread = self._thread = LoopThread(self._loop_factory, self._client.disconnect)
         try:

@@ -129,7 +129,7 @@ class LoopThread:
         It waits for the end, but not in the thread of a handler, for which the end may wait.
         """
         self._check_caller()
-        if self.ask_to_leave() and HANDLER_LOOP.get() is not self._loop:
+        if self.ask_to_leave() and not self.waits_for_caller:
             self.wait()
 
     def ask_to_leave(self) -> bool:
@@ -142,6 +142,11 @@ class LoopThread:
                 self._loop.call_soon_threadsafe(self._asked.set)
             self.left = True
         return first
+
+    @property
+    def waits_for_caller(self) -> bool:
+        """Whether the end of the thread waits for a handler or a hook that this is called by."""
+        return HANDLER_LOOP.get() is self._loop
 
     def wait(self, until: float = float("inf")) -> None:
         """Wait until the loop is closed, or until a time of `time.monotonic()`."""

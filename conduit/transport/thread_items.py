@@ -72,8 +72,8 @@ class ThreadItems:
                 close = getattr(self._source, "close", None)
                 if close is not None:
                     close()
-        except Exception as exc:  # the call gets it
-            failure = exc
+        except BaseException as exc:  # the call gets it, and would wait for ever
+            failure = _failure(exc)
             if self._closed:
                 logger.error("the items of a call failed behind its end", exc_info=exc)
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the call
@@ -90,6 +90,15 @@ class ThreadItems:
             except StopIteration:
                 return
             loop.call_soon_threadsafe(self._ready.put_nowait, (item, None))
+
+
+def _failure(error: BaseException) -> Exception:
+    """Return an error as one that a loop takes for nothing but an error of the call."""
+    if isinstance(error, Exception) and not isinstance(error, StopAsyncIteration):
+        return error
+    failure = RuntimeError(f"the iterator among the arguments raised {type(error).__name__}")
+    failure.__cause__ = error
+    return failure
 
 
 def _settle(future: asyncio.Future[None]) -> None:

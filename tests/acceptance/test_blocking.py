@@ -373,6 +373,20 @@ def test_an_iterator_that_fails(client: blocking.Client) -> None:
         client.rpc.stream("average", [numbers()]).result()
 
 
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, StopAsyncIteration])
+def test_an_iterator_that_raises_what_is_no_error_of_a_call(
+    client: blocking.Client, error: type[BaseException]
+) -> None:
+    def numbers() -> Iterator[float]:
+        yield 1
+        raise error
+
+    with pytest.raises(RuntimeError, match=f"arguments raised {error.__name__}") as caught:
+        client.rpc.stream("average", [numbers()], timeout=TIMEOUT).result()
+    assert isinstance(caught.value.__cause__, error)
+    assert client.rpc.add(a=1, b=2) == 3
+
+
 def test_an_iterator_that_never_comes_back_does_not_hold_up_the_end(
     hub: Hub, client: blocking.Client
 ) -> None:
@@ -576,6 +590,26 @@ def test_a_hook_may_disconnect(hub: Hub) -> None:
     assert left.wait(TIMEOUT)
     client.wait_closed(TIMEOUT)
     assert client.status is Status.CLOSED
+
+
+def test_a_hook_cannot_connect_a_client_that_waits_for_it(hub: Hub) -> None:
+    client = hub.client()
+    seen: queue.Queue[Exception] = queue.Queue()
+
+    @client.on_disconnect
+    def disconnected(it: blocking.Client, reason: ConnectionClosed) -> None:
+        try:
+            it.connect()
+        except RuntimeError as exc:
+            seen.put(exc)
+
+    for _ in range(2):
+        client.connect()
+        leaving = threading.Thread(target=client.disconnect, daemon=True)
+        leaving.start()
+        assert "waits for this handler or hook to end" in str(seen.get(timeout=TIMEOUT))
+        leaving.join(TIMEOUT)
+        assert not leaving.is_alive()
 
 
 def test_a_hook_may_disconnect_while_connecting(hub: Hub) -> None:
