@@ -12,7 +12,7 @@ import secrets
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TextIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -211,7 +211,7 @@ def stream(
     if send is not None:
         if not isinstance(args, dict) or parameters == ["-"]:
             _fail(USAGE, "--send needs parameters by name, and stdin for its items")
-        args[send] = in_thread(items_of(sys.stdin))
+        args[send] = in_thread(items_of(_stdin()))
     client = _client(at, password, user, timeout, ca, insecure)
 
     async def work() -> None:
@@ -340,10 +340,10 @@ def hash_password(
     if iterations is not None and iterations < FEWEST_ITERATIONS:
         typer.echo(f"note: clients refuse fewer than {FEWEST_ITERATIONS} iterations", err=True)
     try:
-        if sys.stdin.isatty():
+        if _is_terminal(sys.stdin):
             password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
         else:
-            password = sys.stdin.readline().rstrip("\r\n")
+            password = _stdin().readline().rstrip("\r\n")
         verifier = users.hash_password(password, iterations=iterations)
     except ValueError as exc:
         _fail(USAGE, exc)
@@ -381,11 +381,21 @@ def main() -> None:
     app(prog_name="conduit")
 
 
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None if whoever starts the command closes it
+
+
+def _stdin() -> TextIO:
+    """Return what is to be read, which is nothing where there is no stdin."""
+    stream: TextIO | None = sys.stdin
+    return io.StringIO() if stream is None else stream
+
+
 def _client(
     at: str, password: str | None, user: str | None, timeout: float, ca: Path | None, insecure: bool
 ) -> Client:
     """Make the client that the options describe."""
-    if password is None and sys.stdin.isatty():
+    if password is None and _is_terminal(sys.stdin):
         question = f"Password of {shown(user or users.DEFAULT_USER)} (Enter for none)"
         password = typer.prompt(question, "", hide_input=True, show_default=False, err=True)
     try:
@@ -441,7 +451,7 @@ def _arguments(words: list[str], whole: str | None) -> dict[str, Any] | list[Any
     """Read the parameters of a call from the command line, or from stdin."""
     try:
         if words == ["-"] and whole is None:
-            words, whole = [], sys.stdin.read()
+            words, whole = [], _stdin().read()
         return parse_parameters(words, whole)
     except ValueError as exc:
         _fail(USAGE, exc)
@@ -450,7 +460,7 @@ def _arguments(words: list[str], whole: str | None) -> dict[str, Any] | list[Any
 def _print_json(value: Any, *, whole: bool = True) -> None:
     """Print a value; `whole` if it is all that is printed, which a terminal shows in many lines."""
     ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
-    indent = 2 if whole and sys.stdout.isatty() else None
+    indent = 2 if whole and _is_terminal(sys.stdout) else None
     try:
         typer.echo(json_text(value, indent=indent, ascii=ascii))
     except ValueError as exc:

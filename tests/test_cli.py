@@ -663,6 +663,27 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code", "output"),
+    [
+        ("stdin", ["call", "{at}", "add", "-"], 2, ""),
+        ("stdin", ["stream", "{at}", "total", "--send", "numbers"], 0, '["", []]\n'),
+        ("stdout", ["call", "{at}", "add", "a=1"], 0, ""),
+    ],
+)
+async def test_a_stream_that_is_closed_is_no_terminal(
+    closed: str, arguments: list[str], code: int, output: str
+) -> None:
+    # Python has None in the place of what was closed before it began.
+    program = f"import sys; sys.{closed} = None; from conduit.__main__ import main; main()"
+    async with serving() as at:
+        given = [one.format(at=at) for one in arguments]
+        run = asyncio.to_thread(run_python, "-c", program, *given, CONDUIT_PASSWORD=PASSWORD)
+        done = await within(run)
+    assert (done.returncode, done.stdout) == (code, output)
+    assert "Traceback" not in done.stderr
+
+
 def test_without_typer_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from conduit.__main__ import main; main()"
     done = run_python("-c", code)
