@@ -161,6 +161,8 @@ def _parameters(operation: Operation, parameters: dict[str, Any], argument: Any)
             yield f"the parameter {name!r} is a stream at the peer"
         elif whole.get("additionalProperties") is False:
             yield f"the peer knows no parameter {name!r}"
+    if required is None:
+        return
     for name in needed:
         if name not in sent:
             yield f"the peer requires the parameter {_named(name)}, which is not sent"
@@ -176,12 +178,18 @@ def _both_ways(adapter: TypeAdapter[Any]) -> _BothWays:
     return adapter.json_schema(**AS_SENT), adapter.json_schema(**AS_TAKEN)
 
 
-def _sent(operation: Operation) -> tuple[dict[str, _BothWays], set[str]]:
-    """Return the schemas of what is sent, by name, and the names that always are."""
+def _sent(operation: Operation) -> tuple[dict[str, _BothWays], set[str] | None]:
+    """Return the schemas of what is sent, by name, and the names that always are.
+
+    Those are None where others may be sent as well, by a model that writes itself or takes extras.
+    """
     hints = operation.contract.hints
     if operation.lone is not None:
-        written, read = map(_fields, _both_ways(adapter_of(operation.place, hints[operation.lone])))
-        return {name: (one, read.get(name, {})) for name, one in written.items()}, set(written)
+        model = _both_ways(adapter_of(operation.place, hints[operation.lone]))
+        written, read = map(_fields, model)
+        more = _Document(model[0]).resolved(model[0]).get("additionalProperties")
+        always = set(written) if written and not more else None
+        return {name: (one, read.get(name, {})) for name, one in written.items()}, always
     schemas, required = dict[str, _BothWays](), set[str]()
     for parameter in operation.parameters:
         if parameter.name == operation.input:
