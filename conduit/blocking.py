@@ -21,6 +21,7 @@ from .descriptors import ClientDescriptor
 from .exceptions import ConnectionClosed
 from .hooks import check_hook
 from .rpc.blocking_caller import BLOCKING, BlockingCaller, StreamCall
+from .rpc.contract import called
 from .rpc.method import Example
 from .transport import limited
 from .transport.connection import Connection
@@ -210,7 +211,7 @@ class Client:
         return add if function is None else add(function)
 
     async def _tell(self, hook: Callable[..., Any], _: asynchronous.Client, *rest: Any) -> None:
-        if inspect.iscoroutinefunction(hook):
+        if inspect.iscoroutinefunction(called(hook)):
             await hook(self, *rest)
         else:
             await run_in_thread(asyncio.get_running_loop(), partial(hook, self, *rest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import logging.handlers
@@ -574,6 +575,30 @@ def test_hooks_get_the_blocking_client_and_may_use_it(hub: Hub) -> None:
         assert seen.get(timeout=TIMEOUT) == 7
         assert client.status is Status.READY
     assert seen.get(timeout=TIMEOUT) == 1000
+
+
+def test_a_hook_that_is_async_below_a_decorator_is_awaited(hub: Hub) -> None:
+    client = hub.client()
+    seen: list[Any] = []
+
+    def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            return function(*args)
+
+        return wrapper
+
+    class Hook:
+        async def __call__(self, it: blocking.Client) -> None:
+            seen.append(await it.connection.rpc.call("add", {"a": 1, "b": 2}))
+
+    async def connected(it: blocking.Client) -> None:
+        seen.append(threading.current_thread().name)
+
+    client.on_connect(Hook())
+    client.on_connect(logged(connected))
+    with client:
+        assert seen == [3, "conduit-client"]
 
 
 def test_a_hook_may_disconnect(hub: Hub) -> None:
