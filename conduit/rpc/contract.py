@@ -43,6 +43,9 @@ def contract_of(function: Callable[..., Any], name: str) -> Contract:
     Raises:
         TypeError: The signature cannot be read, or an annotation cannot be resolved.
     """
+    if isinstance(_below_partials(function), type):
+        # Its annotations are those of several methods, and what it returns is seldom plain data.
+        raise TypeError(f"handler {name!r} is a class; write a function that makes one")
     try:
         signature = inspect.signature(_without_wrapped(function))
     except ValueError as exc:
@@ -114,8 +117,13 @@ def _without_wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.partial(function.func, *function.args, **function.keywords)
 
 
-def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that is behind a partial or a callable object."""
+def _below_partials(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = function.func
+    return function
+
+
+def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that is behind a partial or a callable object."""
+    function = _below_partials(function)
     return function if inspect.isroutine(function) else type(function).__call__

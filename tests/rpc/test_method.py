@@ -231,6 +231,14 @@ def test_what_a_partial_has_bound_need_not_be_given() -> None:
     assert refused(functools.partial(plain, b=5), {"a": "x"}).errors[0]["path"] == "a"
 
 
+def test_a_class_is_refused() -> None:
+    for handler in (Item, Point, functools.partial(Point, y=1.0)):
+        with pytest.raises(TypeError, match="handler 'method' is a class; write a function"):
+            Method(handler, "method")
+    with pytest.raises(TypeError, match="is a class"):
+        MessageHandler(Item, "message", with_connection=False, concurrent=False)
+
+
 def test_a_partial_may_have_the_name_of_its_function() -> None:
     named = functools.update_wrapper(functools.partial(plain, 5), plain)
     assert Method(named, "method").signature == "method(b: int = 2) -> int"
