@@ -57,9 +57,8 @@ def _plainer(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, int):
-        raise ValueError(
-            f"cannot send an integer of {value.bit_length()} bits; 64 are the most, send text"
-        )
+        bits = value.bit_length() + (value < 0)  # one for the sign
+        raise ValueError(f"cannot send an integer of {bits} bits; 64 are the most, send text")
     if isinstance(value, datetime.datetime):
         return _with_whole_minutes(value).isoformat()
     if isinstance(value, (datetime.date, datetime.time)):

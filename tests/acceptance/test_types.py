@@ -385,7 +385,7 @@ def unsendable_values() -> list[Any]:
         pytest.param(SecretStr("hunter2"), TypeError, "type pydantic.types.SecretStr", id="secret"),
         pytest.param(asyncio, TypeError, "type builtins.module", id="module"),
         pytest.param(2**64, ValueError, "integer of 65 bits", id="2**64"),
-        pytest.param(-(2**63) - 1, ValueError, "integer of 64 bits", id="-2**63-1"),
+        pytest.param(-(2**63) - 1, ValueError, "integer of 65 bits", id="-2**63-1"),
         pytest.param(10**100, ValueError, "integer of 333 bits", id="10**100"),
         pytest.param(10**5000, ValueError, "integer of 16610 bits", id="10**5000"),
         pytest.param("a\ud800", ValueError, surrogate + ", at position 1", id="surrogate"),
