@@ -425,15 +425,17 @@ def _result(returns: Any, body: list[Any]) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _cached_adapter(type: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(type)
+def _cached_adapter(hint: Any, text: str) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
 
 
-def _adapter(type: Any) -> TypeAdapter[Any]:
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    # Unions are equal whatever the order of their members, in which Pydantic looks at them.
+    text = "" if isinstance(hint, type) else repr(hint)
     try:
-        return _cached_adapter(type)
+        return _cached_adapter(hint, text)
     except TypeError:  # a type that cannot be hashed, such as one with Annotated metadata
-        return TypeAdapter(type)
+        return TypeAdapter(hint)
 
 
 def convert(value: Any, returns: Any) -> Any:

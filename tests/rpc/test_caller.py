@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Callable
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -168,6 +169,16 @@ def test_types_that_look_alike_are_not_mixed_up() -> None:
     assert convert(True, Literal[True]) is True
     with pytest.raises(ValidationError):
         convert(2, Literal[True])
+
+
+def test_unions_are_not_mixed_up_with_those_of_another_order() -> None:
+    day = datetime.date(2028, 2, 29)
+    midnight = datetime.datetime(2028, 2, 29)
+    for _ in range(2):
+        assert type(convert("2028-02-29", datetime.date | datetime.datetime)) is type(day)
+        assert convert("2028-02-29", datetime.datetime | datetime.date) == midnight
+        assert convert(["2028-02-29"], list[datetime.datetime | datetime.date]) == [midnight]
+        assert convert(["2028-02-29"], list[datetime.date | datetime.datetime]) == [day]
 
 
 async def test_an_error_of_the_call_is_raised_as_it_is() -> None:
