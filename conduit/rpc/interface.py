@@ -17,7 +17,10 @@ import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from ..transport.stream_call import StreamCall
 from ..transport.streaming import Stream
@@ -123,7 +126,7 @@ def _operation(interface: type, name: str, style: Style) -> Operation:
             f"{place} {what}, and a peer has nothing but methods; let its name begin with _ "
             "to keep it out of the interface"
         )
-    contract = _without_self(contract_of(function, place), place)
+    contract = _without_fields(_without_self(contract_of(function, place), place), place)
     parameters = list(contract.signature.parameters.values())
     takes = [p for p in parameters if is_a(contract.hints.get(p.name), *style.items)]
     _check_parameters(place, parameters, contract, style)
@@ -155,6 +158,36 @@ def _without_self(contract: Contract, place: str) -> Contract:
         return contract  # it is refused for that
     hints.pop(parameters[0].name, None)
     return contract._replace(signature=signature.replace(parameters=parameters[1:]))
+
+
+_SAID: Final = ("title", "description", "examples", "discriminator", "alias")
+"""What a `Field` says beside the bounds of its values and its default."""
+
+
+def _without_fields(contract: Contract, place: str) -> Contract:
+    """Return a contract in which `x: int = Field(ge=1)` is `x: Annotated[int, Field(ge=1)]`.
+
+    So what it says of values counts whatever the default of the implementation is, and a parameter
+    has a default only if the `Field` has one.
+    """
+    parameters: list[inspect.Parameter] = []
+    for parameter in contract.signature.parameters.values():
+        field = parameter.default
+        if isinstance(field, FieldInfo):
+            hint = contract.hints.get(parameter.name, Any)
+            said = {
+                name: getattr(field, name) for name in _SAID if getattr(field, name) is not None
+            }
+            more: tuple[Any, ...] = (hint, *field.metadata, Field(**said))
+            contract.hints[parameter.name] = Annotated[more]
+            parameter = parameter.replace(default=parameter.empty if field.is_required() else ...)
+        parameters.append(parameter)
+    try:
+        return contract._replace(signature=contract.signature.replace(parameters=parameters))
+    except ValueError as exc:
+        raise TypeError(
+            f"{place}{contract.signature} has its parameters out of order: {exc}"
+        ) from None
 
 
 def _check_parameters(

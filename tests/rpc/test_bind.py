@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from typing import Any, Protocol, TypeVar, overload
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from conduit import Connection, Response, Stream, StreamCall, options
 from conduit.exceptions import ConnectionClosed, InvalidParams
 from conduit.rpc.caller import Caller
+from conduit.rpc.compatibility import differences
 from conduit.rpc.implementation import implemented
 from conduit.rpc.router import Router
 from conduit.transport.requests import DEFAULT
@@ -458,6 +459,48 @@ async def test_the_interface_validates_and_the_implementation_has_the_defaults()
         method.finish((1, 2, False))
     assert method.signature == "add(a: int, b: int = 40, *, negative: bool = False) -> int"
     assert method.describe()["description"] == "Add two numbers."
+
+
+class WithFields(Protocol):
+    async def order(
+        self,
+        article: str = Field(min_length=2, description="what"),
+        pieces: int = Field(default=3, ge=1),
+        tags: list[str] = Field(default_factory=list, max_length=1),  # noqa: B008
+    ) -> list[Any]: ...
+
+
+class Orders:
+    async def order(self, article, pieces=4, tags=()):
+        return [article, pieces, len(tags)]
+
+
+async def test_fields_of_the_interface_count_whatever_the_defaults_of_the_implementation() -> None:
+    method = compiled(WithFields, Orders())
+    assert await method.start({"article": "nut"}, None) == ["nut", 4, 0]
+    assert await method.start(["nut", "5", ["a"]], None) == ["nut", 5, 1]
+    for params, path in [
+        ({}, "article"),
+        ({"article": "n"}, "article"),
+        ({"article": "nut", "pieces": 0}, "pieces"),
+        ({"article": "nut", "tags": ["a", "b"]}, "tags"),
+    ]:
+        with pytest.raises(InvalidParams) as caught:
+            await method.start(params, None)
+        assert caught.value.errors[0]["path"] == path
+    told = method.describe()
+    assert told["parameters"]["properties"]["article"]["description"] == "what"
+    assert differences(WithFields, [told]) == []
+    with pytest.raises(TypeError, match="missing a required argument: 'article'"):
+        await Peer().rpc.bind(WithFields).order()
+
+
+def test_a_field_without_a_default_cannot_follow_one_that_has_one() -> None:
+    class Wrong(Protocol):
+        async def order(self, article: str = "nut", pieces: int = Field(ge=1)) -> int: ...
+
+    with pytest.raises(TypeError, match=r"Wrong\.order.* has its parameters out of order"):
+        Peer().rpc.bind(Wrong)
 
 
 async def test_the_implementation_may_ask_who_calls() -> None:
