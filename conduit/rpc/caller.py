@@ -431,7 +431,8 @@ def _cached_adapter(hint: Any, text: str) -> TypeAdapter[Any]:
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     # Unions are equal whatever the order of their members, in which Pydantic looks at them.
-    text = "" if isinstance(hint, type) else repr(hint)
+    # (Not isinstance, which takes list[int] for a class on Python 3.10.)
+    text = "" if issubclass(type(hint), type) else repr(hint)
     try:
         return _cached_adapter(hint, text)
     except TypeError:  # a type that cannot be hashed, such as one with Annotated metadata
