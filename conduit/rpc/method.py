@@ -469,12 +469,12 @@ _OF_THEIR_OWN = ("model", "dataclass", "typed-dict", "definition-ref")
 
 
 def _runs_functions(schema: Any) -> bool:
-    """Whether functions validate a value, or what is inside it."""
+    """Whether functions validate a value, or what is inside it, or it may be omitted."""
     if isinstance(schema, (list, tuple)):
         return any(map(_runs_functions, schema))
     if not isinstance(schema, dict) or schema.get("type") in _OF_THEIR_OWN:
         return False
-    if str(schema.get("type")).startswith("function-"):
+    if str(schema.get("type")).startswith("function-") or schema.get("on_error") == "omit":
         return True
     skipped = ("default", "metadata", "serialization")
     return any(_runs_functions(part) for key, part in schema.items() if key not in skipped)

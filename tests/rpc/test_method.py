@@ -32,12 +32,13 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
+    OnErrorOmit,
     StrictInt,
     ValidationInfo,
     computed_field,
     field_validator,
 )
-from pydantic_core import PydanticOmit
+from pydantic_core import PydanticOmit, SchemaError
 from typing_extensions import TypedDict
 
 from conduit.exceptions import InvalidParams
@@ -1184,6 +1185,15 @@ def test_calls_that_name_every_parameter_are_like_others(
         return repr(taken)
 
     assert outcome(method.start) == outcome(method._start)
+
+
+def test_a_value_that_is_omitted_does_not_move_the_others() -> None:
+    def handler(a: OnErrorOmit[int] = 0, b: int = 0, c: int = 0) -> list[int]:
+        return [a, b, c]
+
+    assert call(handler, {"a": 1, "b": 2, "c": 3}, thread=False) == [1, 2, 3]
+    with pytest.raises(SchemaError, match="Uncaught Omit error"):
+        call(handler, {"a": "x", "b": 2, "c": 3}, thread=False)
 
 
 SEEN: list[int] = []
