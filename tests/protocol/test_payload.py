@@ -670,7 +670,7 @@ def test_there_are_no_large_bytes(start: bytes, size: int) -> None:
 # Credit
 
 
-@pytest.mark.parametrize("credit", [(0, 0), (0, 1), (1, 0), (3, 2**40)])
+@pytest.mark.parametrize("credit", [(0, 0), (0, 1), (1, 0), (2**32 - 1, 2**32 - 1)])
 def test_credit_is_items_and_bytes(credit: tuple[int, int]) -> None:
     assert read_credit(pack(list(credit))) == credit
 
@@ -678,7 +678,7 @@ def test_credit_is_items_and_bytes(credit: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "body",
     [None, 1, "ab", {0: 1, 1: 2}, [], [1], [1, 2, 3], [-1, 2], [1, -2], [1.0, 2], [1, "2"]]
-    + [[None, 1], [True, 1], [1, False]],
+    + [[None, 1], [True, 1], [1, False], [2**32, 0], [0, 2**32]],
 )
 def test_what_is_no_credit_is_refused(body: Any) -> None:
     with pytest.raises(ProtocolError, match=r"STREAM_CREDIT must carry \[items, bytes\]") as caught:
