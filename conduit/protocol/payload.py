@@ -35,6 +35,7 @@ __all__ = [
     "decode",
     "deflate",
     "inflate",
+    "kept",
     "large_bytes",
     "read_credit",
 ]
@@ -290,6 +291,11 @@ def _has_few_tokens(payload: bytes | memoryview, size: int) -> bool:
         if wanted == 0:
             return end == size
     return False
+
+
+def kept(payload: Payload) -> bytes | Parted:
+    """Return a payload that may be kept; a view of one is gone with the next frame."""
+    return bytes(payload) if isinstance(payload, memoryview) else payload
 
 
 def read_credit(payload: Payload) -> tuple[int, int]:

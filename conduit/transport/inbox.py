@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple, TypeGuard
 
 from ..exceptions import CallCancelled, ProtocolError, RPCError
 from ..protocol.events import Capabilities, printable
-from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Parted, Payload, word
-from ..protocol.payload import Encoder, decode
+from ..protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType, Payload, word
+from ..protocol.payload import Encoder, decode, kept
 from .answers import Answers
 from .messages import encode_message
 from .outlet import Outlet
@@ -172,7 +172,7 @@ class Inbox:
         if not waits and self._may_run(handler, size):
             self._run(name, data, handler, id, size, reply)
         else:
-            waiting = data if len(payload) <= SMALL else _kept(payload)
+            waiting = data if len(payload) <= SMALL else kept(payload)
             self._queue(_Incoming(name, waiting, handler, id, size, reply), len(payload))
 
     def _may_run(self, handler: Handler, size: int) -> bool:
@@ -427,11 +427,6 @@ class Inbox:
                 if isinstance(future, ThreadFuture):
                     future.leave_queue()
                 future.cancel()
-
-
-def _kept(payload: Payload) -> bytes | Parted:
-    """Return a payload that may be kept; a view of one is gone with the next frame."""
-    return bytes(payload) if isinstance(payload, memoryview) else payload
 
 
 def _data_of(payload: Payload) -> Any:

@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 from ..exceptions import PayloadTooLarge, ProtocolError
-from ..protocol.frames import SEQUENCED, CloseCode, FrameType, word
-from ..protocol.payload import LARGE, UNSENDABLE, Encoder
+from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Parted, Payload, word
+from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode, kept
 from .outlet import Outlet
 
 __all__ = ["Check", "Explain", "Receiver", "Sender", "close_source"]
@@ -29,6 +29,9 @@ MOST_ITEMS: Final = 512
 """Items of a frame, and items after which a source that never waits gives way to the others."""
 ENOUGH_BYTES: Final = 16 * 1024
 """Bytes of a frame of several items at most."""
+LARGEST: Final = 32 * 1024
+"""Bytes of a frame up to which its items wait decoded. They may take twenty times as much memory as
+is counted for them, and those of each of many streams may wait."""
 ARRAY_HEADER: Final = 3
 """Bytes of the header of an array of up to 65,535 items."""
 
@@ -311,7 +314,8 @@ class Receiver:
         self._window = window
         self._check = check
         self._explain = explain
-        self._queue: deque[tuple[list[Any], int]] = deque()
+        # Of each frame the items, or its payload; its size, and how many items there are.
+        self._queue: deque[tuple[list[Any] | bytes | Parted, int, int]] = deque()
         self.current: Iterator[Any] = iter(())
         self._count = self._size = 0  # of the frame that is being handed out
         self._handed_out = 0  # items of the frames before it
@@ -326,14 +330,21 @@ class Receiver:
 
     # What the connection calls.
 
-    def receive(self, items: list[Any], size: int) -> None:
-        """Take the items of one frame, whose payload has `size` bytes.
+    def receive(self, items: list[Any], payload: Payload) -> None:
+        """Take the items of one frame.
+
+        Those of a large one that waits are kept as they came.
+
+        Args:
+            items: They.
+            payload: The same before it was decoded.
 
         Raises:
             ProtocolError: The peer had no credit for them.
         """
         if self._ended:
             return
+        size = len(payload)
         if self._open_items + len(items) > self._window[0] or self._open_bytes >= self._window[1]:
             raise ProtocolError(
                 f"{len(items)} items without credit: {self._open_items} items of "
@@ -346,7 +357,8 @@ class Receiver:
         if self.discards:
             self._pay_back(len(items), size)
         else:
-            self._queue.append((items, size))
+            waits = size > LARGEST and (self._queue or self._waiter is None)
+            self._queue.append((kept(payload) if waits else items, size, len(items)))
             self._wake()
 
     def end(self, error: Exception | None = None, *, drop: bool = False) -> None:
@@ -434,8 +446,9 @@ class Receiver:
             self._count = 0
         if not self._queue or (check and self._refused is not None):
             return False
-        items, self._size = self._queue.popleft()
-        self._count = len(items)
+        items, self._size, self._count = self._queue.popleft()
+        if not isinstance(items, list):
+            items = decode(items) if check else []
         if check and self._check is not None:
             try:
                 items = self._check(items)

@@ -339,4 +339,4 @@ def _receive_items(receiver: Receiver, payload: Payload) -> None:
         raise ProtocolError(
             "STREAM_ITEM must carry an array of 1 or more items", close_code=CloseCode.BAD_PAYLOAD
         )
-    receiver.receive(items, len(payload))
+    receiver.receive(items, payload)

@@ -268,6 +268,31 @@ async def test_half_a_million_faults_are_counted_and_not_described() -> None:
         ]
 
 
+async def test_large_items_that_wait_take_no_more_memory_than_they_came_in() -> None:
+    server, go, took = new_server(), asyncio.Event(), list[int]()
+
+    @server.rpc
+    async def take(items: AsyncIterator[Any]) -> None:
+        await go.wait()
+        async for item in items:
+            took.append(len(item))
+
+    count, size = 10, 340_000
+    item = b"\x91\xdd" + size.to_bytes(4, "big") + b"\xa2ab" * size
+    async with neighbourhood(server), logged_in(server.address) as peer:
+        with peak_below(80 * MIB):  # decoded they take 200
+            for _ in range(count):
+                id = peer.take_id()
+                peer.send(raw.RPC_REQUEST, id, ["take", {}, {"stream": "items"}])
+                peer.send(raw.STREAM_ITEM, id, [[1, 2]])
+                peer.sent += 1
+                peer.write(frame(raw.STREAM_ITEM, id, item, flags=SEQUENCED, reserved=peer.sent))
+            await peer.call("add", [1, 2])
+        go.set()
+        await until(lambda: len(took) == 2 * count)
+        assert took.count(size) == took.count(2) == count
+
+
 # Payloads
 
 

@@ -35,6 +35,7 @@ from conduit.protocol.payload import (
     decode,
     deflate,
     inflate,
+    kept,
     large_bytes,
     read_credit,
 )
@@ -738,3 +739,12 @@ def test_inflate_returns_or_raises_what_it_may(packed: bytes, limit: int) -> Non
             assert len(inflate(data, limit)) <= limit
         except ProtocolError as exc:
             assert exc.close_code in (1009, 4400)
+
+
+def test_a_view_is_copied_to_be_kept() -> None:
+    place = bytearray(b"abc")
+    copy = kept(memoryview(place))
+    place[:] = b"xyz"
+    assert copy == b"abc" and type(copy) is bytes
+    parted = Parted(b"x", b"y")
+    assert kept(copy) is copy and kept(parted) is parted
