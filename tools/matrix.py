@@ -12,6 +12,7 @@ two fail, as does every cell that fails, is cut off, or runs no test.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -193,18 +194,19 @@ def run(version: str, loop: str) -> Cell:
 def ended(process: subprocess.Popen[bytes], log: Path) -> int | None:
     """Wait until a run has ended, and return its code; None if it was cut off."""
     written, since = -1, 0.0
-    while True:
-        try:
-            return process.wait(1)
-        except subprocess.TimeoutExpired:
-            pass  # it still runs
-        size, now = log.stat().st_size, time.monotonic()
-        if size != written:
-            written, since = size, now
-        elif now - since > SILENCE:
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it still runs
+                return process.wait(1)
+            size, now = log.stat().st_size, time.monotonic()
+            if size != written:
+                written, since = size, now
+            elif now - since > SILENCE:
+                return None
+    finally:
+        if process.returncode is None:  # cut off, or whoever waits was interrupted
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return None
 
 
 def fail(reason: str) -> int:
