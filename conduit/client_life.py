@@ -337,7 +337,7 @@ class ClientLife:
         assert reason is not None
         if self.descriptor.reconnect_enabled and reason.code not in _FINAL_CODES:
             self._offline.waits = self._going is not None
-            self._connect_again(reason, lost=self._going is None)
+            self._connect_again(reason, lost=True)
         else:
             self._reason = reason
             if self._attempt is None:  # else `connect` tells of it
