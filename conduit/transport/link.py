@@ -67,6 +67,7 @@ class SocketLink(asyncio.BufferedProtocol):
     __slots__ = (
         "_connect",
         "_connection",
+        "_held",
         "_inlet",
         "_protocol",
         "_slab",
@@ -82,6 +83,7 @@ class SocketLink(asyncio.BufferedProtocol):
         self._connect = connect
         self._watch: asyncio.TimerHandle | None = None
         self._writable = True
+        self._held = False
 
     # What asyncio calls.
 
@@ -224,7 +226,11 @@ class SocketLink(asyncio.BufferedProtocol):
 
     def hold(self, held: bool) -> None:
         """Read nothing as long as this is so."""
-        with contextlib.suppress(RuntimeError):  # uvloop, when the transport closes already
+        if held == self._held:
+            return
+        self._held = held
+        # uvloop, when the transport closes already; on 3.10 TLS has let go of the socket by then.
+        with contextlib.suppress(RuntimeError, AttributeError):
             if held:
                 self._transport.pause_reading()
             else:
