@@ -238,12 +238,12 @@ class StreamCall(Generic[T, R]):
         call = await self._opened()
         self._wanted = True
         self._throw_away(call)
-        if not call.answer.done():
-            try:
-                await asyncio.wait([call.answer])
-            except asyncio.CancelledError:
-                self._cancelled(call)
-                raise
+        try:
+            # Also if it is there already: it may be so new that the receiver has not heard of it.
+            await asyncio.wait([call.answer])
+        except asyncio.CancelledError:
+            self._cancelled(call)
+            raise
         if call.answer.cancelled():
             raise RuntimeError("the call was left before its end, so it has no result")
         return self._finish(call.answer.result())

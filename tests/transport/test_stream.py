@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -775,6 +776,20 @@ async def test_behind_a_deadline_nothing_is_handed_out() -> None:
         async with pair.client.stream("count", timeout=0.02) as run:
             items = run.__aiter__()
             assert await within(items.__anext__()) == 1
+            with pytest.raises(RPCTimeout):
+                await within(run.result())
+            with pytest.raises(RPCTimeout):
+                await within(items.__anext__())
+
+
+async def test_nor_is_it_when_the_loop_was_held_until_behind_the_deadline() -> None:
+    async with Pair() as pair:
+        serve(pair.server)
+        async with pair.client.stream("count", timeout=0.02) as run:
+            items = run.__aiter__()
+            assert await within(items.__anext__()) == 1
+            time.sleep(0.03)
+            await asyncio.sleep(0)  # in this turn the deadline is noticed
             with pytest.raises(RPCTimeout):
                 await within(run.result())
             with pytest.raises(RPCTimeout):
