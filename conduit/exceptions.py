@@ -295,7 +295,7 @@ def _validators(cls: type, fields: Sequence[str]) -> dict[str, Callable[[Any], A
     """Return for each field what makes of plain data what its annotation says, if it can be."""
     from pydantic import TypeAdapter  # here, because protocol/ imports the module and goes without
 
-    def validator(hint: Any) -> Callable[[Any], Any]:
+    def validator(name: str, hint: Any) -> Callable[[Any], Any]:
         try:
             validate = TypeAdapter(hint).validate_python
         except Exception:  # noqa: BLE001  # no type, or none that Pydantic knows
@@ -304,7 +304,9 @@ def _validators(cls: type, fields: Sequence[str]) -> dict[str, Callable[[Any], A
         def validated(value: Any) -> Any:
             try:
                 return validate(value)
-            except Exception:  # noqa: BLE001  # the error has to arrive, whatever its fields are
+            except Exception as exc:  # noqa: BLE001  # the error has to arrive all the same
+                text = "%s of %s is not what its annotation says, and stays as it came: %s"
+                logger.warning(text, name, cls.__qualname__, type(exc).__name__)
                 return value
 
         return validated
@@ -313,7 +315,7 @@ def _validators(cls: type, fields: Sequence[str]) -> dict[str, Callable[[Any], A
         hints = typing.get_type_hints(cls, include_extras=True)
     except Exception:  # noqa: BLE001  # a name that is not known here, or not at run time
         hints = {}
-    return {name: validator(hints.get(name, Any)) for name in fields}
+    return {name: validator(name, hints.get(name, Any)) for name in fields}
 
 
 def _unchanged(value: Any) -> Any:

@@ -219,7 +219,7 @@ class Level:
         return core_schema.no_info_plain_validator_function(fail)
 
 
-def test_what_does_not_fit_its_annotation_stays_plain() -> None:
+def test_what_does_not_fit_its_annotation_stays_plain(caplog: pytest.LogCaptureFixture) -> None:
     error = RPCError.from_wire("strange", "x", {"any": 1, "thing": [2], "level": 3, "retryable": 4})
     assert type(error) is Strange and error.retryable is True
     assert vars(error).items() >= {"any": 1, "thing": [2], "level": 3}.items()
@@ -230,6 +230,8 @@ def test_what_does_not_fit_its_annotation_stays_plain() -> None:
     error = RPCError.from_wire("job_failed", "x", {"job": [1], "tries": "2"})
     assert type(error) is JobFailed
     assert vars(error).items() >= {"job": [1], "tries": 2}.items()
+    assert "job of JobFailed is not what its annotation says" in caplog.text
+    assert "tries of" not in caplog.text
 
 
 @dataclasses.dataclass(eq=False)
