@@ -34,18 +34,20 @@ class Source:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._size = len(data)
         self._at = 0
 
     @property
     def left(self) -> int:
-        return len(self._data) - self._at
+        return self._size - self._at
 
     def byte(self) -> int:
         """Return a number below 256."""
-        if self._at >= len(self._data):
+        at = self._at
+        if at >= self._size:
             return 0
-        self._at += 1
-        return self._data[self._at - 1]
+        self._at = at + 1
+        return self._data[at]
 
     def below(self, limit: int) -> int:
         """Return a number below `limit`, which is at most 256."""
