@@ -110,6 +110,8 @@ def _plain(events: list[Event]) -> list[Any]:
     return [
         (event[:3], len(event[3]), _meaning(event[3]))
         if isinstance(event, tuple)
+        else NotConduit  # what it looks like instead is guessed from what has come
+        if isinstance(event, Broken) and isinstance(event.error, NotConduit)
         else (type(event.error), str(event.error))
         if isinstance(event, Broken)
         else event
