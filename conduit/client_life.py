@@ -119,11 +119,12 @@ class ClientLife:
         self._attempt = None
         if self._going is not None and self._connection is not None:
             self.leaving(self._connection, self._going)
-        try:
-            await self._hooks.tell("connect", self)
-        except BaseException:
-            await self.disconnect()
-            raise
+        if not self._closed.done():
+            try:
+                await self._hooks.tell("connect", self)
+            except BaseException:
+                await self.disconnect()
+                raise
         if self._closed.done():
             raise closed_again(self._reason or ConnectionClosed("disconnected while connecting"))
 
@@ -340,10 +341,10 @@ class ClientLife:
             self._connect_again(reason, lost=True)
         else:
             self._reason = reason
-            if self._attempt is None:  # else `connect` tells of it
-                logger.warning("connection lost (%s); it is not made again", reason)
             self._end(reason)
-            self._background.start(self._tell_of_break(reason, lost=True))
+            if self._attempt is None:  # else `connect` raises it, and no hook was told of anything
+                logger.warning("connection lost (%s); it is not made again", reason)
+                self._background.start(self._tell_of_break(reason, lost=True))
 
     def _connect_again(self, reason: ConnectionClosed, *, lost: bool) -> None:
         """Make another connection.
@@ -363,6 +364,10 @@ class ClientLife:
         self._reconnecting = self._background.start(self._reconnect(reason, told))
 
     async def _tell_of_break(self, reason: ConnectionClosed, *, lost: bool) -> None:
+        if (attempt := self._attempt) is not None:  # `on_connect` comes first, if it comes
+            await asyncio.wait([attempt])
+            if attempt.cancelled() or attempt.exception() is not None:
+                return
         await self._hooks.tell("disconnect", self, reason)
         if lost:
             await self._hooks.tell("lost", self, reason)
@@ -381,7 +386,8 @@ class ClientLife:
 
     async def _reconnect(self, reason: ConnectionClosed, told: asyncio.Task[None]) -> None:
         away = self._connection
-        await asyncio.wait([told])
+        if self._attempt is None:  # else `connect` may be waiting for this
+            await asyncio.wait([told])
         if self._offline.status is not Status.RECONNECTING:
             return  # a hook has disconnected the client for good
         try:
@@ -393,6 +399,8 @@ class ClientLife:
             text = f"the client has given up: {reason}; {exc}"
             self._end(ConnectionClosed(reason.reason, code=reason.code, message=text))
             return
+        if not told.done():
+            await asyncio.wait([told])
         if self._connection is None:
             return  # it is lost again already, and another one tells of that
         if away is not None and self._connection is away:

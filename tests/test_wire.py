@@ -1114,6 +1114,52 @@ async def test_client_serves_the_server() -> None:
     assert items == list(range(600))
 
 
+class ClosesWithWelcome(WireServer):
+    """Says that the client is in and, in the same write, that it shall go."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(PASSWORD, rewrite_final=self._add_close)
+        self._code = code
+
+    def _add_close(self, final: str) -> str:
+        end, close = self.end, frame(CLOSE, payload=pack([self._code, "sent away"]))
+        self.end.write = lambda data: ServerEnd.write(end, data + close)  # type: ignore[method-assign]
+        return final
+
+
+def tell_all(client: conduit.Client) -> list[str]:
+    """Return a list that grows by each hook that is called."""
+    told: list[str] = []
+    client.on_connect(lambda client: told.append("connect"))
+    client.on_disconnect(lambda client, reason: told.append("disconnect"))
+    client.on_lost(lambda client, reason: told.append("lost"))
+    return told
+
+
+async def test_client_tells_of_a_connection_before_its_end() -> None:
+    server = ClosesWithWelcome(1001).start()
+    client = library_client(server, reconnect_enabled=True, reconnect_delay=3600)
+    told = tell_all(client)
+    lost = asyncio.Event()
+    client.on_lost(lambda client, reason: lost.set())
+    await client.connect()
+    await asyncio.wait_for(lost.wait(), 5)
+    assert told == ["connect", "disconnect", "lost"]
+    await client.disconnect()
+    await asyncio.to_thread(server.join)
+
+
+async def test_client_whose_connect_raises_was_never_connected_for_hooks() -> None:
+    server = ClosesWithWelcome(1000).start()
+    client = library_client(server)
+    told = tell_all(client)
+    with pytest.raises(conduit.ConnectionClosed, match="sent away"):
+        await client.connect()
+    await client.disconnect()  # hooks that run have ended by then
+    assert told == []
+    await asyncio.to_thread(server.join)
+
+
 async def test_client_honours_credit() -> None:
     def more(params: Any) -> None:
         server.end.post(STREAM_CREDIT, 0, [1, 1 << 20])
