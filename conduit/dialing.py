@@ -127,7 +127,7 @@ class Dialer:
         return address.tls and (tls is None or tls.verify)
 
     async def _open(self, wish: Wish, address: Address, *, can_bind: bool) -> None:
-        tls = self._descriptor.tls if self._descriptor.tls is not None else TLS()
+        tls = (self._descriptor.tls or TLS()) if address.tls else None
         loop = asyncio.get_running_loop()
         self._login = login = loop.create_future()
         self._address = address
@@ -143,7 +143,7 @@ class Dialer:
             connection = await connect(
                 address,
                 make,
-                tls=client_context(tls) if address.tls else None,
+                tls=None if tls is None else client_context(tls),
                 server_name=tls.server_name if isinstance(tls, TLS) else None,
                 prefer_ipv6=self._descriptor.use_ipv6,
                 patience=self._descriptor.connect_timeout,
