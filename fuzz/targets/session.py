@@ -12,7 +12,15 @@ from typing import Final
 
 from conduit.exceptions import ProtocolError, RPCError
 from conduit.protocol.cndt import CNDT, State
-from conduit.protocol.events import Acknowledged, Broken, Capabilities, Closed, Event, Ponged
+from conduit.protocol.events import (
+    Acknowledged,
+    Broken,
+    Capabilities,
+    Closed,
+    Event,
+    GoingAway,
+    Ponged,
+)
 from conduit.protocol.frames import (
     ACCEPTED_FLAGS,
     COMPRESSED,
@@ -136,7 +144,7 @@ def _check(peer: CNDT, other: Other, event: Event) -> None:
         assert isinstance(event.error, ProtocolError)
         assert peer.state is State.CLOSED
     else:
-        assert isinstance(event, (Acknowledged, Closed, Ponged))
+        assert isinstance(event, (Acknowledged, Closed, GoingAway, Ponged))
 
 
 def _act(source: Source, peer: CNDT, clock: Clock) -> None:
