@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import keyword
 import re
 from collections.abc import Mapping
 from typing import Any, Final
+
+from .schemas import has_default, is_name, map_of, required_names
 
 __all__ = ["annotation", "deprecation", "python_signature", "shown", "signature"]
 
@@ -70,16 +71,17 @@ def _parameters(schema: dict[str, Any]) -> list[str]:
     if isinstance(by_position, list):
         # Such parameters have no names on the wire; the title is made of the name.
         named = [(_identifier(one, number), one) for number, one in enumerate(by_position)]
-        required = {name for name, _ in named[: schema.get("minItems", 0)]}
+        least = schema.get("minItems")
+        needed = {name for name, _ in named[: least if isinstance(least, int) else 0]}
         last = ["/"]
     else:
-        named = list(schema.get("properties", {}).items())
-        required = set(schema.get("required", ()))
+        named = list(map_of(schema, "properties").items())
+        needed = required_names(schema)
         last = []
     parameters: list[str] = []
     for name, one in named:
         text = f"{name}: {annotation(one)}"
-        if name not in required:
+        if name not in needed:
             text += f" = {_default(one)}"
         parameters.append(text)
     return parameters + last
@@ -91,9 +93,7 @@ def _identifier(schema: Any, number: int) -> str:
 
 
 def _default(schema: Any) -> str:
-    if not isinstance(schema, dict) or "default" not in schema:
-        return "..."
-    return repr(schema["default"])
+    return repr(schema["default"]) if has_default(schema) else "..."
 
 
 def annotation(schema: Any) -> str:
@@ -151,24 +151,20 @@ def python_signature(method: Mapping[str, Any]) -> inspect.Signature:
     found: dict[str, inspect.Parameter] = {}
     others = not isinstance(schema, dict) or "properties" not in schema and "prefixItems" in schema
     if isinstance(schema, dict):
-        required = set(schema.get("required", ()))
-        for name, one in schema.get("properties", {}).items():
-            if not _is_name(name):
+        needed = required_names(schema)
+        for name, one in map_of(schema, "properties").items():
+            if not is_name(name):
                 others = True
                 continue
-            default = one.get("default", ...) if isinstance(one, dict) else ...
-            found[name] = _keyword(name, annotation(one), _NONE if name in required else default)
-    if isinstance(argument, dict) and _is_name(argument.get("name")):
+            default = one["default"] if has_default(one) else ...
+            found[name] = _keyword(name, annotation(one), _NONE if name in needed else default)
+    if isinstance(argument, dict) and is_name(argument.get("name")):
         name = argument["name"]
         found[name] = _keyword(name, f"Iterator[{annotation(argument.get('items'))}]", _NONE)
     if others:
         found.setdefault("others", inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD))
     result = _Annotation(annotation(returns)) if returns else _NONE
     return inspect.Signature(list(found.values()), return_annotation=result)
-
-
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
 
 
 def _keyword(name: str, annotation: str, default: Any) -> inspect.Parameter:

@@ -11,7 +11,6 @@ methods and streams, bring a dozen packages, and mean to read what their user ha
 from __future__ import annotations
 
 import builtins
-import json
 import keyword
 import math
 import re
@@ -21,6 +20,17 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from .schemas import (
+    entry,
+    has_default,
+    is_name,
+    list_of,
+    map_of,
+    meaning,
+    property_names,
+    required_names,
+    resolved,
+)
 from .signatures import deprecation, shown
 
 __all__ = ["stub"]
@@ -31,7 +41,6 @@ SCHEMAS: Final = 100_000
 """Parts of schemas that are looked at; a server chooses them, and references multiply them."""
 CLASSES: Final = 2000
 EXAMPLES: Final = 10
-REACHED: Final = 200
 LINE: Final = 100
 
 _SOURCES: Final = {
@@ -75,18 +84,6 @@ _FORMATS: Final = {
 _PLAIN: Final = ("bool", "int", "float", "str")
 _FORBIDDEN: Final = {*dir(builtins), *keyword.kwlist, *keyword.softkwlist, "self"}
 _OF_MODELS: Final = frozenset(dir(BaseModel))
-_VALUES: Final = (
-    "$ref",
-    "const",
-    "default",
-    "enum",
-    "format",
-    "maxItems",
-    "minItems",
-    "type",
-    "uniqueItems",
-)
-_SCHEMAS: Final = ("additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems")
 
 
 def stub(
@@ -113,8 +110,8 @@ class _Module:
         self._stream = "Iterator" if blocking else "AsyncIterator"
         self._methods = {str(one.get("name")): one for one in methods}
         # In a class these would hide the types that its annotations mean.
-        members = {*self._methods, *_property_names(list(self._methods.values()))}
-        self._members = {name for name in members if _is_name(name)}
+        members = {*self._methods, *property_names(list(self._methods.values()))}
+        self._members = {name for name in members if is_name(name)}
         self._used: set[str] = set()
         self._names = {*_FORBIDDEN, *_SOURCES, *self._members}
         self._known: dict[str, str] = {}
@@ -137,7 +134,7 @@ class _Module:
         body = "\n\n".join(written) or "    pass"
         head = f"class {name}({self._type_name('Protocol')}):\n"
         head += f'    """The methods of {_in_docstring(server)}."""\n\n'
-        used = _usage(module if _is_name(module) else "this_module", name, self._blocking)
+        used = _usage(module if is_name(module) else "this_module", name, self._blocking)
         parts = [
             f'"""{_about(server, version, used, left_out)}"""\n\n'
             "from __future__ import annotations\n\n" + "\n".join(self._imports()),
@@ -207,10 +204,10 @@ class _Module:
     def _parameters(self, method: dict[str, Any]) -> list[str]:
         """Return the parameters, those without a default first."""
         whole = method.get("parameters")
-        schema = _resolved(whole, whole)
+        schema = resolved(whole, whole)
         required, optional = [], []
-        needed = _list(schema, "required")
-        for name, one in _map(schema, "properties").items():
+        needed = required_names(schema)
+        for name, one in map_of(schema, "properties").items():
             hint = self._type(one, name, whole)
             if name in needed:
                 required.append(f"{name}: {hint}")
@@ -239,8 +236,8 @@ class _Module:
             return self._type_name("Any")
         if isinstance(schema.get("$ref"), str):
             name = schema["$ref"].rpartition("/")[2]
-            return self._defined(_resolved(schema, root), name, root, depth)
-        values = [schema["const"]] if "const" in schema else _list(schema, "enum")
+            return self._defined(resolved(schema, root), name, root, depth)
+        values = [schema["const"]] if "const" in schema else list_of(schema, "enum")
         if values:
             return self._literal(values)
         if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) == 1:
@@ -248,7 +245,7 @@ class _Module:
         kind, format = schema.get("type"), schema.get("format")
         if format in ("decimal", "duration"):
             return self._type_name(_FORMATS[format])
-        choices = _list(schema, "anyOf") or _list(schema, "oneOf")
+        choices = list_of(schema, "anyOf") or list_of(schema, "oneOf")
         if isinstance(kind, list):
             choices = [{**schema, "type": one} for one in kind]
             self._kept += choices
@@ -266,7 +263,7 @@ class _Module:
         return self._type_name(known or "Any")
 
     def _array(self, schema: dict[str, Any], wanted: str, root: Any, depth: int) -> str:
-        parts = _list(schema, "prefixItems")
+        parts = list_of(schema, "prefixItems")
         if parts and schema.get("minItems") == len(parts) == schema.get("maxItems"):
             inner = ", ".join(self._type(one, wanted, root, depth + 1) for one in parts)
             return f"{self._type_name('tuple')}[{inner}]"
@@ -293,15 +290,15 @@ class _Module:
 
     def _defined(self, schema: Any, wanted: str, root: Any, depth: int) -> str:
         """Return a definition by its name, or written out where it needs none."""
-        choice = _list(schema, "enum")
-        is_object = isinstance(_get(schema, "properties"), dict) and schema.get("type") == "object"
+        choice = list_of(schema, "enum")
+        is_object = isinstance(entry(schema, "properties"), dict) and schema.get("type") == "object"
         if not is_object and not choice:
             return self._written_out(schema, wanted, root, depth)
         if len(self._known) >= CLASSES:
             return self._type_name("Any")
         place = (id(schema), id(root))
         if place not in self._keys:
-            self._keys[place] = _key(schema, root)
+            self._keys[place] = meaning(schema, root)
         key = self._keys[place]
         if key in self._known:
             return self._known[key]
@@ -313,8 +310,9 @@ class _Module:
             self._definitions.append(f"{name} = {hint}")
             return name
         self._known[key] = name = self._new_name(wanted)
-        names = _map(schema, "properties")
-        optional = [one for one in names if one not in _list(schema, "required")]
+        names = map_of(schema, "properties")
+        needed = required_names(schema)
+        optional = [one for one in names if one not in needed]
         if all(map(_is_field, names)) and not any(
             _repr_of_default(names[one]) is None for one in optional
         ):
@@ -340,7 +338,7 @@ class _Module:
             lines.append(f'    """{words}"""\n')
         if schema.get("additionalProperties"):
             lines.append(f"    model_config = {self._type_name('ConfigDict')}(extra='allow')\n")
-        for field, one in _map(schema, "properties").items():
+        for field, one in map_of(schema, "properties").items():
             hint = self._type(one, f"{name}{field.title()}", root, depth + 1)
             # What is always sent has its default all the same, so both are one class.
             default = _repr_of_default(one)
@@ -357,132 +355,41 @@ class _Module:
     def _typed_dict(self, name: str, schema: dict[str, Any], root: Any, depth: int) -> str:
         """Return a definition that takes any name for a key."""
         rows: list[str] = []
-        for field, one in _map(schema, "properties").items():
+        needed = required_names(schema)
+        for field, one in map_of(schema, "properties").items():
             hint = repr(self._type(one, f"{name}{field.title()}", root, depth + 1))
-            if field not in _list(schema, "required") or _has_default(one):
+            if field not in needed or has_default(one):
                 hint = f"{self._type_name('NotRequired')}[{hint}]"
             rows.append(f"        {repr(field)}: {hint},\n")
         inner = f"{{\n{''.join(rows)}    }}" if rows else "{}"
         return f"{name} = {self._type_name('TypedDict')}(\n    {repr(name)},\n    {inner},\n)"
 
 
-# What discovery says, whatever it says.
-
-
-def _get(schema: Any, key: str) -> Any:
-    return schema.get(key) if isinstance(schema, dict) else None
-
-
-def _map(schema: Any, key: str) -> dict[str, Any]:
-    found = _get(schema, key)
-    return found if isinstance(found, dict) else {}
-
-
-def _list(schema: Any, key: str) -> list[Any]:
-    found = _get(schema, key)
-    return found if isinstance(found, list) else []
-
-
-def _resolved(schema: Any, root: Any) -> Any:
-    """Return what a schema refers to."""
-    for _ in range(DEPTH):
-        reference = _get(schema, "$ref")
-        if not isinstance(reference, str):
-            return schema
-        name = reference.removeprefix("#/$defs/")
-        schema = _map(root, "$defs").get(name.replace("~1", "/").replace("~0", "~"))
-    return None
-
-
-def _property_names(methods: Any) -> Iterator[str]:
-    """Yield the names of properties anywhere in what discovery says."""
-    rest = [methods]
-    while rest:
-        one = rest.pop()
-        if isinstance(one, dict):
-            yield from _map(one, "properties")
-            rest += one.values()
-        elif isinstance(one, list):
-            rest += one
-
-
-def _key(schema: Any, root: Any) -> str:
-    """Return text that is the same for definitions that mean the same, in whichever document."""
-    reached: dict[str, Any] = {}
-    rest = [schema]
-    while rest:
-        one = rest.pop()
-        if isinstance(one, dict):
-            reference = one.get("$ref")
-            if isinstance(reference, str) and reference not in reached:
-                if len(reached) >= REACHED:
-                    return f"{id(root)} {id(schema)}"
-                reached[reference] = _resolved(one, root)
-                rest.append(reached[reference])
-            rest += (value for key, value in one.items() if key != "$defs")
-        elif isinstance(one, list):
-            rest += one
-    forms = {reference: _form(one) for reference, one in reached.items()}
-    return json.dumps([_form(schema), forms], sort_keys=True, default=str)
-
-
-def _form(schema: Any) -> Any:
-    """Return what of a schema makes a type, the same for what is sent and for what is taken."""
-    if isinstance(schema, list):
-        return [_form(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if schema.get("format") in ("decimal", "duration"):
-        return {key: schema[key] for key in ("format", "default") if key in schema}
-    form = {key: schema[key] for key in _VALUES if key in schema}
-    form |= {key: _form(schema[key]) for key in _SCHEMAS if key in schema}
-    names = _map(schema, "properties")
-    if "properties" in schema:
-        form["properties"] = {name: _form(one) for name, one in names.items()}
-    # What is always sent may have a default all the same.
-    form["required"] = [
-        name
-        for name in _list(schema, "required")
-        if not isinstance(name, str) or not _has_default(names.get(name))
-    ]
-    return form
-
-
-def _has_default(schema: Any) -> bool:
-    return isinstance(schema, dict) and "default" in schema
+# What a module can have.
 
 
 def _unwritable(method: Mapping[str, Any]) -> str:
     """Return why an interface cannot have a method; nothing if it can."""
     name = method.get("name")
-    if not _is_name(name) or str(name).startswith("_"):
+    if not is_name(name) or str(name).startswith("_"):
         return "no name of a Python method"
-    parameters = _resolved(method.get("parameters"), method.get("parameters"))
-    if _list(parameters, "prefixItems") or _get(parameters, "type") == "array":
+    parameters = resolved(method.get("parameters"), method.get("parameters"))
+    if list_of(parameters, "prefixItems") or entry(parameters, "type") == "array":
         return "its parameters have no names"
-    argument = _get(method.get("argument"), "name")
-    names = [*_map(parameters, "properties")]
+    argument = entry(method.get("argument"), "name")
+    names = [*map_of(parameters, "properties")]
     if isinstance(method.get("argument"), dict):
         names.append(argument)
-    wrong = [one for one in names if not _is_name(one) or one == "self" or one.startswith("__")]
+    wrong = [one for one in names if not is_name(one) or one == "self" or one.startswith("__")]
     if wrong or len(set(names)) < len(names):
         told = ", ".join(map(repr, wrong)) or "one is there twice"
         return f"no name of a Python parameter: {told}"
     return ""
 
 
-def _is_name(name: Any) -> bool:
-    return (
-        isinstance(name, str)
-        and name.isidentifier()
-        and not keyword.iskeyword(name)
-        and unicodedata.normalize("NFKC", name) == name
-    )
-
-
 def _is_field(name: str) -> bool:
     """Whether a Pydantic model can have a field of this name."""
-    return _is_name(name) and not name.startswith(("_", "model_")) and name not in _OF_MODELS
+    return is_name(name) and not name.startswith(("_", "model_")) and name not in _OF_MODELS
 
 
 # Values and words.
@@ -490,7 +397,7 @@ def _is_field(name: str) -> bool:
 
 def _repr_of_default(schema: Any) -> str | None:
     """Return the default of a property as Python, or None if it has none that can be written."""
-    if not _has_default(schema):
+    if not has_default(schema):
         return None
     return repr(schema["default"]) if _is_finite(schema["default"]) else None
 
@@ -526,7 +433,7 @@ def _default_of_parameter(schema: Any, hint: str) -> str:
 def _words(method: Mapping[str, Any]) -> str:
     """Return the docstring of a method."""
     lines = [*_lines(str(method.get("description") or ""))]
-    examples = [f"    {one!r}" for one in _list(method, "examples")[:EXAMPLES]]
+    examples = [f"    {one!r}" for one in list_of(method, "examples")[:EXAMPLES]]
     if examples:
         lines += [*([""] if lines else []), "For example:", *examples]
     text = _in_docstring("\n".join(lines), 8)

@@ -20,8 +20,8 @@ PACKAGE = ROOT / "conduit"
 # From the bottom to the top. A module may import modules of the lines above its own, never of its
 # own line or of those below. `conduit/__init__.py` gathers the public names and stands outside.
 LAYERS = [
-    {"exceptions", "idempotency", "signatures"},
-    {"penalties", "roles"},
+    {"exceptions", "idempotency", "schemas"},
+    {"penalties", "roles", "signatures"},
     {"protocol.frames", "protocol.plain", "protocol.proxy", "protocol.tokens"},
     {"admission"},
     {"protocol.scram"},

@@ -34,6 +34,7 @@ from conduit import InterfaceMismatch, Server, Stream, blocking
 from conduit.__main__ import app
 from conduit.rpc.interface import operations
 from conduit.rpc.method import Method
+from conduit.signatures import deprecation, python_signature, signature
 from conduit.stub import stub
 from tests.acceptance.support import ROOT, new_client, within
 
@@ -770,6 +771,25 @@ def test_the_text_only_declares_whatever_a_server_says(
     only_declares(stub(methods, server=server, version=version, blocking=True))
     if "    pass\n" not in source[-12:]:
         assert operations(run(source))
+
+
+WORDS = st.sampled_from(
+    "properties required items prefixItems minItems default title type format enum const anyOf "
+    "oneOf additionalProperties uniqueItems $ref $defs name parameters returns argument".split()
+)
+ANYTHING = st.recursive(
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(METHODS | st.dictionaries(WORDS, ANYTHING, max_size=4))
+def test_a_method_has_a_signature_whatever_a_server_says(method: dict[str, Any]) -> None:
+    assert isinstance(signature(method), str)
+    assert str(python_signature(method)).startswith("(")
+    assert deprecation(method) in ("", "deprecated") or method["deprecated"]
 
 
 Json = TypeAliasType("Json", "dict[str, Json] | list[Json] | str | float | None")
