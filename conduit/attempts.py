@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from .descriptors import ClientDescriptor
-from .exceptions import AuthenticationError, ProtocolError
+from .exceptions import AuthenticationError
 from .offline import Offline, Status
 
 __all__ = ["Attempts"]
@@ -58,7 +58,7 @@ class Attempts:
             pause: Whether there is a pause before the first one as well.
 
         Raises:
-            AuthenticationError, ProtocolError: As `dial`; trying again would not help.
+            AuthenticationError: As `dial`; trying again would not help.
             Exception: As `dial`, when that was the last of the attempts.
         """
         offline = self._offline
@@ -73,7 +73,7 @@ class Attempts:
             self._failures += counts
             try:
                 await dial()
-            except (AuthenticationError, ProtocolError):
+            except AuthenticationError:
                 raise
             except Exception as exc:
                 if offline.status is Status.CLOSED:

@@ -86,7 +86,7 @@ class Dialer:
         for address in self._descriptor.addresses:
             try:
                 await self._log_in(wish, address)
-            except (OSError, ConnectionClosed, Unavailable) as exc:
+            except (OSError, ConnectionClosed, ProtocolError, Unavailable) as exc:
                 if failure is None:
                     failure = exc
                 elif sys.version_info >= (3, 11):

@@ -483,6 +483,48 @@ async def test_disconnect_ends_connect_with_retry_at_every_turn(
         assert isinstance(await outcome(connecting), (ConnectionClosed, asyncio.CancelledError))
 
 
+@contextlib.asynccontextmanager
+async def answering_http(port: int = 0) -> AsyncIterator[int]:
+    """A load balancer whose server is away; yields its port."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answered.set()
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
+        writer.close()
+
+    answered = asyncio.Event()
+    balancer = await asyncio.start_server(refuse, "127.0.0.1", port)
+    async with balancer:
+        yield balancer.sockets[0].getsockname()[1]
+        await within(answered.wait(), SOON)
+
+
+async def test_a_client_comes_back_although_something_else_has_answered_meanwhile() -> None:
+    server = new_server()
+    await server.start()
+    async with new_client(server, reconnect_attempts=0, reconnect_delay=0.01) as client:
+        port = server.address[1]
+        await server.stop(grace=0)
+        async with answering_http(port):
+            await until(lambda: client.status is Status.RECONNECTING)
+        async with new_server(port=port):
+            await until(lambda: client.status is Status.READY)
+
+
+async def test_a_server_of_several_that_is_something_else_is_passed_over() -> None:
+    async with new_server() as server, answering_http() as port:
+        urls = [f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{server.address[1]}"]
+        async with Client(urls, password=PASSWORD, limits=FAST_LOGIN) as client:
+            assert client.connection is not None and client.connection.address == server.address
+
+
+async def test_connect_without_retry_tells_at_once_of_something_else() -> None:
+    async with answering_http() as port:
+        client = new_client(("127.0.0.1", port))
+        with pytest.raises(ProtocolError, match="look like HTTP"):
+            await within(client.connect())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="how the kernel chooses ports is its own")
 async def test_a_client_that_reaches_itself_has_reached_nobody() -> None:
     """The kernel may give a socket that connects the very port it connects to, and join the two."""

@@ -23,7 +23,7 @@ from ..idempotency import IdempotencyStore, MemoryStore
 from ..protocol.payload import UNSENDABLE, Encoder
 from .answers import Response
 from .handling import Handled, PartOf, work_for
-from .running import Handler, again, as_rpc_error
+from .running import Handler, again, as_rpc_error, is_let_out
 from .threads import ThreadFuture, run_in_thread
 
 __all__ = ["KEPT", "Keyed"]
@@ -170,7 +170,8 @@ class Keyed:
                     logger.exception("handler %r failed after it was stopped", once.name)
                 return run.why_stopped(), None
             error = as_rpc_error(exc, once.name, debug=once.debug)
-            if isinstance(exc, asyncio.CancelledError) or _may_pass(error):
+            passes = isinstance(exc, asyncio.CancelledError) or _may_pass(error)
+            if passes and not is_let_out(exc):  # else the handler had begun, and may have done much
                 return error, None
             return error, _pack_error(once.encoder, run.parameters, error)
 

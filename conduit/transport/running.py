@@ -23,6 +23,7 @@ __all__ = [
     "again",
     "as_rpc_error",
     "headers_of",
+    "is_let_out",
     "none_or",
     "text_of",
     "why_stopped",
@@ -211,11 +212,19 @@ def _as_of_this_call(error: RPCError) -> RPCError:
     """
     if not isinstance(error.details, dict) or error.details.get("executed") is not False:
         return error
-    in_conduit = list(map(_in_conduit, traceback.walk_tb(error.__traceback__)))
-    if all(in_conduit) or not in_conduit[-1]:
-        return error  # the handler did not begin, only passes calls on, or has raised it itself
+    if not is_let_out(error):
+        return error
     details = {**error.to_wire(), "executed": True}
     return RPCError.from_wire(error.code, error.message, details)
+
+
+def is_let_out(error: BaseException) -> bool:
+    """Whether a handler has let out the error of a call of its own.
+
+    Else the handler did not begin, only passes calls on, or has raised the error itself.
+    """
+    in_conduit = list(map(_in_conduit, traceback.walk_tb(error.__traceback__)))
+    return not all(in_conduit) and in_conduit[-1]
 
 
 def _package(module: object) -> str:

@@ -17,6 +17,7 @@ import pytest
 from conduit import (
     CallCancelled,
     Client,
+    Connection,
     ConnectionLost,
     Context,
     IdempotencyMismatch,
@@ -252,6 +253,32 @@ async def test_an_error_that_may_pass_is_none(error: RPCError) -> None:
             await within(charge(one))
         assert await within(charge(other)) == 1
         assert till.begun == 2
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("no paper"), Overloaded(details={"executed": False})]
+)
+async def test_an_error_of_a_call_that_the_handler_made_is_an_answer(error: RPCError) -> None:
+    server = new_server()
+    charged = 0
+
+    @server.rpc
+    async def work(connection: Connection) -> None:
+        nonlocal charged
+        charged += 1
+        await connection.rpc.call("receipt")
+
+    async def receipt() -> None:
+        raise error
+
+    async with server:
+        client = new_client(server)
+        client.rpc(receipt)
+        async with client:
+            for _ in range(2):
+                with pytest.raises(type(error)):
+                    await within(client.rpc.call("work", key="k", retry=Retry(pause=0.001)))
+            assert charged == 1
 
 
 async def test_a_result_that_cannot_be_sent_is_an_answer() -> None:
