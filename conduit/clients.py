@@ -102,10 +102,12 @@ class Clients:
         ends = (one.drain(grace, spared) for one in list(self.connected.values()))
         await asyncio.gather(*ends, self._settings.keyed.drain(grace, spared))
 
-    async def finish(self, grace: float, spared: asyncio.Task[Any] | None) -> None:
+    async def finish(self, seconds: float, spared: asyncio.Task[Any] | None) -> None:
         """Wait for hooks, for messages of clients that have closed, and for links."""
-        await self._background.finish(grace, spared)
-        await outlast_links(self, grace)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        await self._background.finish(seconds, spared)
+        await outlast_links(self, max(0.0, until - loop.time()))
 
     # What the listener calls.
 

@@ -21,7 +21,7 @@ from .roles import Roles
 from .rpc.method import Example
 from .rpc.router import Router
 from .transport.background import Background
-from .transport.connection import Connection
+from .transport.connection import CANCEL_TIME, Connection
 from .transport.listeners import Listener, bind
 from .transport.loop import Shared, milliseconds
 from .transport.messages import encode_message
@@ -319,6 +319,7 @@ class Server:
         except BaseException:
             listening.close()
             self._address = None
+            await self._tasks.cancel()
             raise
         self._listener = Listener(
             listening,
@@ -375,7 +376,9 @@ class Server:
         Cancelling it leaves the server stopping.
 
         Args:
-            grace: Seconds that running handlers have; then they are cancelled.
+            grace: Seconds that running handlers have; then they are cancelled. Their clean-up, the
+                close of peers that do not read, and hooks have what is left of it, and each at
+                least a second.
 
         Raises:
             RuntimeError: The server was started in another event loop.
@@ -406,12 +409,17 @@ class Server:
         await listener.close()
         if self._stopping is not None:
             self._stopping.set()
-        if not await self._drain(grace, caller):
-            grace = 0.0
-            await self._clients.drain(grace, caller)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace
+        if await self._drain(grace, caller):
+            left = max(until - loop.time(), CANCEL_TIME)
+        else:
+            left = 0.0
+            await self._clients.drain(left, caller)
         await self._tasks.cancel(caller)
-        await self._clients.finish(grace, caller)
+        await self._clients.finish(left, caller)
         await self._hooks.tell("shutdown", self)
+        await self._tasks.cancel(caller)  # what hooks have started
         watchdog, self._watchdog = self._watchdog, None
         if watchdog is not None:
             watchdog.stop()

@@ -825,6 +825,38 @@ async def test_a_second_stop_returns_when_the_server_has_stopped() -> None:
     assert not early
 
 
+async def test_a_stop_takes_its_grace_once() -> None:
+    """Not once for handlers, again for peers that do not read, and a third time for hooks."""
+    server, entered, grace = new_server(), asyncio.Event(), 3.0
+    cut: list[str] = []
+
+    @server.rpc
+    async def work() -> None:
+        entered.set()
+        await never()
+
+    async def never() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cut.append("handler" if len(cut) == 0 else "hook")
+
+    @server.on_client_disconnect
+    async def left(connection: Connection, reason: ConnectionClosed) -> None:
+        await never()
+
+    await server.start()
+    async with stalled(server.address), served(new_client(server, reconnect_enabled=False)) as one:
+        call = asyncio.ensure_future(one.rpc.call("work"))
+        await within(entered.wait(), SOON)
+        began = time.monotonic()
+        await within(server.stop(grace=grace), 5 * grace)
+        took = time.monotonic() - began
+        await outcome(call)
+    assert cut == ["handler", "hook", "hook"]
+    assert took < 2.5 * grace  # with a second at least for each of what comes behind it
+
+
 async def test_stop_gives_message_handlers_their_time() -> None:
     server, entered, steps = new_server(), asyncio.Event(), list[str]()
 

@@ -346,6 +346,18 @@ class Calls:
             self.abandon(id, "the caller was cancelled")
             raise
 
+    def check_opened(self, name: str) -> None:
+        """Refuse to wait for what a peer would answer that is not in yet.
+
+        Raises:
+            RuntimeError: A hook of the login asks.
+        """
+        if not self._opened:
+            raise RuntimeError(
+                f"{name!r} cannot be called before the peer is in; "
+                "call it from server.start_task(...)"
+            )
+
     def take_id(self) -> int:
         """Return a correlation id, whose frame must be sent before the next id is taken."""
         id = self._next_id
@@ -375,11 +387,7 @@ class Calls:
                 raise Moved
             if outlet.closed is not None:
                 raise closed_again(outlet.closed)
-            if not self._opened:
-                raise RuntimeError(
-                    f"{method!r} cannot be called before the peer is in; "
-                    "call it from server.start_task(...)"
-                )
+            self.check_opened(method)
             if not self._limit:
                 details = {"retryable": False, "executed": False}
                 raise Unavailable("the peer serves no calls", details=details)

@@ -38,7 +38,7 @@ from .stream import Check
 from .stream_call import OpenCall
 from .streaming import Streams
 
-__all__ = ["Connection", "outlast_links"]
+__all__ = ["CANCEL_TIME", "Connection", "outlast_links"]
 
 CANCEL_TIME = 1.0
 """Seconds that handlers have for their clean-up when they are cancelled at the end of a drain."""
@@ -301,16 +301,17 @@ class Connection(Life[S]):
             spared: The handler that waits for the drain itself, if one does.
         """
         self.keeps = 0.0
+        until = self._loop.time() + grace
         if self._link is not None and self._error is None:
             self._protocol.go_away(CloseCode.GOING_AWAY, "the server stops", round(grace * 1000))
             self._outlet.flush()
-            self._serving.draining = self._loop.time() + grace
+            self._serving.draining = until
             await self._wait_for_handlers(grace, spared)
             self._serving.stop_all(Unavailable("the server stops", details={"retryable": True}))
             self._inbox.stop()
             await self._wait_for_handlers(CANCEL_TIME, spared)
         closing = asyncio.ensure_future(self.close(CloseCode.GOING_AWAY, "the server has stopped"))
-        await asyncio.wait([closing], timeout=max(grace, CANCEL_TIME))
+        await asyncio.wait([closing], timeout=max(until - self._loop.time(), CANCEL_TIME))
         self._outlet.abort()
         await closing
 

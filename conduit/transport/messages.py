@@ -117,6 +117,7 @@ class Messages:
         """Send a message and return what its handler answers."""
         payload = self._encode(name, data)
         calls = self._calls
+        calls.check_opened(name)
         seconds, deadline = calls.deadline(timeout)
         try:
             if not self._may_send():

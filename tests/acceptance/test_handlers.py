@@ -1581,6 +1581,30 @@ async def test_tasks_of_the_server_end_with_it() -> None:
     assert ended.is_set() and task.done()
 
 
+@pytest.mark.parametrize("moment", ["startup", "shutdown"])
+async def test_tasks_of_a_server_end_although_a_start_fails_or_a_stop_has_begun(
+    moment: str,
+) -> None:
+    server, tasks = new_server(), list[asyncio.Task[None]]()
+
+    def begin(server: Server) -> None:
+        tasks.append(server.start_task(asyncio.sleep(3600)))
+
+    def fail(server: Server) -> None:
+        raise RuntimeError("no database")
+
+    if moment == "startup":
+        server.on_startup(begin)
+        server.on_startup(fail)
+        with pytest.raises(RuntimeError, match="no database"):
+            await within(server.start())
+    else:
+        server.on_shutdown(begin)
+        await within(server.start())
+        await within(server.stop())
+    assert [task.cancelled() for task in tasks] == [True]
+
+
 async def test_nothing_is_left_running_after_both_sides_are_gone() -> None:
     before = asyncio.all_tasks()
     async with new_server() as server, new_client(server) as client:

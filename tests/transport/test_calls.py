@@ -675,6 +675,8 @@ async def test_nobody_calls_before_the_login_is_done() -> None:
     pair = Pair()
     with pytest.raises(RuntimeError, match="'hold' cannot be called before the peer is in"):
         await within(pair.server.call("hold"))
+    with pytest.raises(RuntimeError, match="'hello' cannot be called before the peer is in"):
+        await within(pair.server.connection.request("hello"))
 
 
 # The end
