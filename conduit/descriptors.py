@@ -507,6 +507,8 @@ class ClientDescriptor(_Model):
                 "without a password the server's certificate alone proves who it is: to log in by "
                 "certificate, leave verify on"
             )
+        if isinstance(self.tls, TLS) and not self.tls.verify and self.password is None:
+            raise ValueError("verify=False needs a password, or nothing is checked at all")
         if self.tls is not None and any(not Address.parse(url).tls for url in self.urls):
             raise ValueError("tls is set, so every url must begin with tls://")
         return self

@@ -172,6 +172,10 @@ def test_tls_without_any_check_is_refused() -> None:
     with pytest.raises(ValidationError, match="nothing is checked at all"):
         TLS(verify=False, channel_binding=False)
     assert TLS(verify=False).channel_binding
+    urls = ("tls://localhost:8443",)
+    with pytest.raises(ValidationError, match="verify=False needs a password"):
+        ClientDescriptor(urls=urls, tls=TLS(verify=False))
+    assert ClientDescriptor(urls=urls, tls=TLS(verify=False), password="secret").tls is not None
 
 
 # What is accepted here is told to the peer at login, which checks it again
