@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
+import logging
 import os
 import threading
 import time
@@ -18,6 +20,8 @@ from .handling import current, work_for
 from .threads import HANDLER_LOOP
 
 __all__ = ["LoopThread"]
+
+logger = logging.getLogger("conduit.client")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,10 +61,23 @@ class LoopThread:
 
     def _serve(self) -> None:
         try:
-            self._loop.run_until_complete(self._until_left())
+            life = self._loop.create_task(self._until_left())
+            while not life.done():
+                try:
+                    self._loop.run_until_complete(life)
+                except (KeyboardInterrupt, SystemExit) as exc:
+                    # A handler or a hook has raised it. It ends no more than this thread, which
+                    # would leave whoever waits for the loop to wait for ever: so say goodbye first.
+                    text = "a handler or hook has raised %s: the client disconnects"
+                    logger.error(text, type(exc).__name__)
+                    self.ask_to_leave()
         finally:
-            self._loop.close()
-            self._ended.set()
+            with self._lock:
+                self.left = True
+            try:
+                self._loop.close()
+            finally:
+                self._ended.set()
 
     async def _until_left(self) -> None:
         await self._asked.wait()
@@ -101,6 +118,8 @@ class LoopThread:
                 self._loop.call_soon_threadsafe(_start, self._loop, work, future)
             while not future.done():
                 waiting.acquire(timeout=LOOK)
+                if self._ended.is_set() and not future.done():
+                    raise ConnectionClosed("the event loop of the client has ended")
             return future.result()
         except concurrent.futures.CancelledError:
             if not self.left:
@@ -166,7 +185,8 @@ def _start(
 
     def cancel(future: concurrent.futures.Future[T]) -> None:
         if future.cancelled() and not task.done():
-            loop.call_soon_threadsafe(task.cancel)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(task.cancel)
 
     task = loop.create_task(work())
     task.add_done_callback(partial(_settle, future))

@@ -176,6 +176,11 @@ def register_more(server: Server) -> None:
     async def echo(connection: Connection, message: str) -> str:
         return message
 
+    @server.on("call")
+    async def call(connection: Connection, method: str) -> None:
+        with contextlib.suppress(conduit.InternalError, ConnectionClosed):
+            await connection.rpc.call(method)
+
     @server.on("close")
     async def close(connection: Connection, code: int) -> None:
         server.start_task(connection.close(code, "as told"))
@@ -661,6 +666,59 @@ def test_tasks_that_handlers_leave_behind_end_with_the_client(hub: Hub) -> None:
     with client:
         client.rpc.call_back(method="leave_behind")
     assert tasks[0].cancelled()
+
+
+@pytest.mark.parametrize("where", ["in_thread", "on_loop"])
+def test_a_handler_that_exits_ends_the_client_and_leaves_nobody_waiting(
+    hub: Hub, where: str
+) -> None:
+    client = hub.client()
+    ended: queue.Queue[BaseException] = queue.Queue()
+
+    @client.rpc
+    def in_thread() -> None:
+        sys.exit("as told")
+
+    @client.rpc
+    async def on_loop() -> None:
+        await asyncio.sleep(0)
+        sys.exit("as told")
+
+    def wait() -> None:
+        try:
+            client.rpc.call("sleep", timeout=None)
+        except ConnectionClosed as exc:
+            ended.put(exc)
+
+    for _ in range(2):  # it can be connected again
+        client.connect()
+        threading.Thread(target=wait, daemon=True).start()
+        assert hub.heard() == "sleep begins"
+        threading.Thread(target=lambda: client.send("call", where), daemon=True).start()
+        assert isinstance(ended.get(timeout=TIMEOUT), ConnectionLost)
+        assert {hub.heard(), hub.heard()} == {"sleep ends", "gone: 1000"}
+        client.wait_closed(TIMEOUT)
+        with pytest.raises(ConnectionClosed):
+            client.ping()
+
+
+def test_a_hook_that_exits_does_so_for_whoever_connects(hub: Hub) -> None:
+    client = hub.client()
+    ended: queue.Queue[BaseException] = queue.Queue()
+
+    @client.on_connect
+    def connected(it: blocking.Client) -> None:
+        sys.exit("as told")
+
+    def connect() -> None:
+        try:
+            client.connect()
+        except SystemExit as exc:
+            ended.put(exc)
+
+    threading.Thread(target=connect, daemon=True).start()
+    assert str(ended.get(timeout=TIMEOUT)) == "as told"
+    assert client.status is Status.CLOSED
 
 
 # Life.

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from conduit import from_thread
+from conduit import ConnectionClosed, from_thread
 from conduit.transport.background import Background
 from conduit.transport.connection import Connection
 from conduit.transport.handling import HANDLING, Handling
+from conduit.transport.loop_thread import LoopThread
 from conduit.transport.threads import run_in_thread
 from tests.conftest import LOOP
 from tests.transport.pair import Pair, settings, turns, until, within
@@ -185,7 +186,7 @@ async def test_outside_of_a_plain_handler_there_is_no_way_from_a_thread() -> Non
 
 BLOCKING = """
 import asyncio, sys
-from conduit import from_thread
+from conduit import ConnectionClosed, from_thread
 from conduit.transport.background import Background
 from conduit.transport.threads import run_in_thread
 import logging
@@ -357,3 +358,30 @@ async def test_tasks_are_given_time_to_end_by_themselves(background: Background)
     await within(background.finish(0.02))
     assert quick.result() == "quick" and slow.cancelled()
     await within(background.finish(5))
+
+
+# An event loop in a thread
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
+    async def nothing() -> None:
+        pass
+
+    async def end() -> None:
+        asyncio.get_running_loop().stop()
+
+    ended: queue.Queue[Exception] = queue.Queue()
+
+    def wait() -> None:
+        try:
+            thread.run(end)
+        except ConnectionClosed as exc:
+            ended.put(exc)
+
+    thread = LoopThread(asyncio.new_event_loop, nothing)
+    threading.Thread(target=wait, daemon=True).start()
+    assert str(ended.get(timeout=10)) == "the event loop of the client has ended"
+    with pytest.raises(ConnectionClosed):
+        thread.run(nothing)
+    thread.leave()
