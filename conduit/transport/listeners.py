@@ -284,7 +284,7 @@ async def _resolve(
 ) -> list[Any]:
     for kind in (socket.AF_INET, socket.AF_INET6):
         # An address needs no lookup, which would go through a thread.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UnicodeError):
             if family not in (kind, socket.AF_UNSPEC):
                 continue
             socket.inet_pton(kind, address.host)
@@ -295,6 +295,11 @@ async def _resolve(
                 address.host, address.port, family=family, type=socket.SOCK_STREAM, flags=flags
             )
         )
+    except UnicodeError as exc:  # a label that is empty or too long, as in "a..b"
+        raise socket.gaierror(
+            socket.EAI_NONAME,
+            f"{address.host!r} of {address} is no host name; check it",
+        ) from exc
     except socket.gaierror as exc:
         raise socket.gaierror(
             exc.errno,
