@@ -25,9 +25,11 @@ import trustme
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
+import conduit.__main__ as command
 from conduit import TLS, Client, Connection, Server, Stream
 from conduit.__main__ import app, main
 from conduit.cli import json_text, load_server, parse_parameters
+from conduit.protocol import cndt
 from conduit.protocol.scram import Verifier
 from conduit.rpc.method import Method
 from conduit.signatures import shown, signature
@@ -389,6 +391,17 @@ async def test_ping_prints_each_time_and_a_summary() -> None:
             assert re.fullmatch(rf"{number}: \d+\.\d{{3}} ms", line)
         assert len(times) == 3
         assert re.fullmatch(r"min [\d.]+ ms, mean [\d.]+ ms, max [\d.]+ ms", summary)
+
+
+async def test_ping_sends_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cndt, "PINGS", 8)  # of which a client sends the half
+    monkeypatch.setattr(cndt, "PING_WINDOW", 500)
+    monkeypatch.setattr(command, "AT_ONCE", 2, raising=False)
+    monkeypatch.setattr(command, "PAUSE", 0.3, raising=False)
+    async with serving() as at:
+        done = await run("ping", at, "--count", "6")
+        assert (done.code, done.errors) == (0, "")
+        assert len(done.output.splitlines()) == 7
 
 
 # passwords
