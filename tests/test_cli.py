@@ -32,7 +32,7 @@ from conduit.cli import json_text, load_server, parse_parameters
 from conduit.protocol import cndt
 from conduit.protocol.scram import Verifier
 from conduit.rpc.method import Method
-from conduit.signatures import shown, signature
+from conduit.signatures import python_signature, shown, signature
 from tests.acceptance.support import ROOT, Program, end_cleanly, free_port, within
 
 PASSWORD = "the password of these tests"
@@ -806,6 +806,15 @@ def lone(user: User) -> User:
     raise NotImplementedError
 
 
+class Tree(BaseModel):
+    name: str
+    children: list[Tree] = []
+
+
+def lone_tree(tree: Tree) -> Tree:
+    raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
@@ -817,6 +826,7 @@ def lone(user: User) -> User:
         ),
         (by_position, "by_position(first_one: int, other: str = 'x', /) -> None"),
         (lone, "lone(name: str, age: int = 3) -> User"),
+        (lone_tree, "lone_tree(name: str, children: list[Tree] = []) -> Tree"),
         (
             quantities,
             "quantities(price: Decimal, span: timedelta = 'P1D') -> tuple[Decimal, timedelta]",
@@ -825,6 +835,14 @@ def lone(user: User) -> User:
 )
 def test_signatures_are_read_from_json_schema(function: Any, expected: str) -> None:
     assert signature(Method(function, function.__name__).describe()) == expected
+
+
+def test_completion_knows_the_parameters_of_a_recursive_model() -> None:
+    assert [*python_signature(Method(lone_tree, "lone_tree").describe()).parameters] == [
+        "name",
+        "children",
+    ]
+    assert str(python_signature({"parameters": {"$ref": "#/$defs/Nowhere"}})) == "(**others)"
 
 
 @pytest.mark.parametrize(
