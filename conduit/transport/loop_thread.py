@@ -56,8 +56,16 @@ class LoopThread:
         self._ended = threading.Event()
         self.left = False
         self._thread = threading.Thread(target=self._serve, name="conduit-client", daemon=True)
-        self._thread.start()
-        _running.add(self)
+        try:
+            self._thread.start()
+            _running.add(self)
+        except RuntimeError:  # the system has no thread for it
+            self._loop.close()
+            raise
+        except BaseException:  # Ctrl-C; the thread has begun, and nobody else would end it
+            self._farewell = _nothing  # it was never used, and another may have taken its place
+            self.ask_to_leave()
+            raise
 
     def _serve(self) -> None:
         try:
@@ -171,6 +179,10 @@ class LoopThread:
         """Wait until the loop is closed, or until a time of `time.monotonic()`."""
         while not self._ended.is_set() and (left := until - time.monotonic()) > 0:
             self._ended.wait(min(left, LOOK))
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _start(

@@ -385,3 +385,27 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
     with pytest.raises(ConnectionClosed):
         thread.run(nothing)
     thread.leave()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_loop_whose_start_is_interrupted_is_closed(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            if error is KeyboardInterrupt:
+                super().start()
+            raise error
+
+    async def farewell() -> None:
+        raise AssertionError("there is nothing to say goodbye to")
+
+    loop = asyncio.new_event_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", Interrupted)
+        with pytest.raises(error):
+            LoopThread(lambda: loop, farewell)
+    for thread in threading.enumerate():
+        if thread.name == "conduit-client":
+            thread.join(10)
+    assert loop.is_closed()
