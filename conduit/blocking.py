@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -260,6 +261,8 @@ class Client:
         Raises:
             TimeoutError: It has not disconnected by then.
         """
+        if timeout is not None and math.isnan(timeout):  # which would break the event loop
+            raise ValueError("timeout must be a number of seconds, or None, not nan")
         if self._thread is None:
             return
         try:

@@ -777,6 +777,8 @@ def test_a_connection_that_cannot_be_made(hub: Hub) -> None:
 def test_waiting_for_the_end(hub: Hub, client: blocking.Client) -> None:
     with pytest.raises(TimeoutError, match=r"0\.05 s"):
         client.wait_closed(0.05)
+    with pytest.raises(ValueError, match="number of seconds"):
+        client.wait_closed(float("nan"))
     client.send("close", 4403)
     client.wait_closed(TIMEOUT)
     assert client.status is Status.CLOSED
