@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .schemas import has_default, is_name, map_of, required_names
+from .schemas import has_default, is_name, map_of, required_names, resolved
 
 __all__ = ["annotation", "deprecation", "python_signature", "shown", "signature"]
 
@@ -39,7 +39,7 @@ def shown(text: str) -> str:
 
 def signature(method: Mapping[str, Any]) -> str:
     """Return what discovery tells of a method as `add(a: int, b: int = 0) -> int`."""
-    schema = _resolved(method.get("parameters"))
+    schema = resolved(method.get("parameters"), method.get("parameters"))
     parameters = _parameters(schema) if isinstance(schema, dict) else ["..."]
     returns = method.get("returns")
     argument, items = method.get("argument"), method.get("items")
@@ -64,15 +64,6 @@ def deprecation(method: Mapping[str, Any]) -> str:
     if isinstance(told, str) and told:
         return f"deprecated: {told}"
     return "deprecated" if told else ""
-
-
-def _resolved(schema: Any) -> Any:
-    """Return what parameters are: a lone model that has itself in it is told by reference."""
-    if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
-        return schema
-    definitions = schema.get("$defs")
-    name = schema["$ref"].rpartition("/")[2]
-    return definitions.get(name) if isinstance(definitions, dict) else None
 
 
 def _parameters(schema: dict[str, Any]) -> list[str]:
@@ -156,7 +147,7 @@ def python_signature(method: Mapping[str, Any]) -> inspect.Signature:
 
     Parameters whose names Python does not take are summed up as `**others`.
     """
-    schema = _resolved(method.get("parameters"))
+    schema = resolved(method.get("parameters"), method.get("parameters"))
     argument, returns = method.get("argument"), method.get("returns")
     found: dict[str, inspect.Parameter] = {}
     others = not isinstance(schema, dict) or "properties" not in schema and "prefixItems" in schema
