@@ -18,6 +18,9 @@ __all__ = ["open_pair", "peer_at"]
 
 T = TypeVar("T")
 
+_names: dict[type, list[str]] = {}
+"""Class -> the names of its slots."""
+
 
 def peer_at(side: str, state: State, capabilities: Capabilities) -> CNDT:
     """Return a new peer that is in a state, as `tests.protocol.pair.peer_in` brings it there."""
@@ -69,10 +72,11 @@ def _twin(value: T) -> T:
     return new
 
 
-@functools.cache
 def _slots(kind: type) -> list[str]:
-    names = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
-    return [name for name in names if not name.startswith("__")]
+    if kind not in _names:
+        slots = (name for base in kind.__mro__ for name in getattr(base, "__slots__", ()))
+        _names[kind] = [name for name in slots if not name.startswith("__")]
+    return _names[kind]
 
 
 def _never_changes(value: Any) -> bool:
