@@ -170,8 +170,9 @@ class Keyed:
                     logger.exception("handler %r failed after it was stopped", once.name)
                 return run.why_stopped(), None
             error = as_rpc_error(exc, once.name, debug=once.debug)
-            passes = isinstance(exc, asyncio.CancelledError) or _may_pass(error)
-            if passes and not is_let_out(exc):  # else the handler had begun, and may have done much
+            # Behind a call of its own the handler has begun, and may have done much.
+            passes = _may_pass(error) and not is_let_out(exc)
+            if isinstance(exc, asyncio.CancelledError) or passes:
                 return error, None
             return error, _pack_error(once.encoder, run.parameters, error)
 

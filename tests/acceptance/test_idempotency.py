@@ -281,6 +281,32 @@ async def test_an_error_of_a_call_that_the_handler_made_is_an_answer(error: RPCE
             assert charged == 1
 
 
+async def test_a_handler_that_ends_with_a_cancelled_call_of_its_own_runs_again() -> None:
+    server = new_server()
+    ran = 0
+
+    @server.rpc
+    async def work(connection: Connection) -> None:
+        nonlocal ran
+        ran += 1
+        call = asyncio.ensure_future(connection.rpc.call("wait"))
+        await asyncio.sleep(0)
+        call.cancel()
+        await call
+
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    async with server:
+        client = new_client(server)
+        client.rpc(wait)
+        async with client:
+            for _ in range(2):
+                with pytest.raises(CallCancelled):
+                    await within(client.rpc.call("work", key="k"))
+            assert ran == 2
+
+
 async def test_a_result_that_cannot_be_sent_is_an_answer() -> None:
     server = new_server()
     ran = 0
