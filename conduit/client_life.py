@@ -399,7 +399,7 @@ class ClientLife:
             text = f"the client has given up: {reason}; {exc}"
             self._end(ConnectionClosed(reason.reason, code=reason.code, message=text))
             return
-        if not told.done():
+        if not told.done():  # not waited for above, and before what is told below
             await asyncio.wait([told])
         if self._connection is None:
             return  # it is lost again already, and another one tells of that
