@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
 import secrets
 import sys
 from collections.abc import Awaitable, Callable
@@ -49,7 +50,7 @@ __all__ = ["app", "main"]
 
 T = TypeVar("T")
 
-ANSWERED, USAGE, UNREACHABLE, REFUSED, TIMEOUT = 1, 2, 3, 4, 5  # exit codes
+ANSWERED, USAGE, UNREACHABLE, REFUSED, TIMEOUT, UNWRITTEN = 1, 2, 3, 4, 5, 6  # exit codes
 LARGEST = 64 * 1024 * 1024
 FEWEST_ITERATIONS = 100_000  # that clients accept without being told otherwise
 AT_ONCE, PAUSE = 25, 0.5  # pings; a client sends no more than 50 within 10 s
@@ -120,13 +121,14 @@ def conduit(
       3  cannot connect, cannot listen, or the connection was lost
       4  the login was refused
       5  no answer in time
+      6  nobody reads the output any more, or it cannot be written
 
     \b
     Arguments and results are JSON. In both, bytes are {"$base64": "..."};
     NaN and the infinities are "NaN", "Infinity" and "-Infinity".
     """
     if version:
-        typer.echo(f"conduit {__version__}")
+        _print(f"conduit {__version__}")
         raise typer.Exit
 
 
@@ -251,7 +253,7 @@ def discover(
         about = str(method.get("description", "")).partition("\n")[0]
         if mark := deprecation(method):
             about = f"{about} ({mark})".lstrip()
-        typer.echo(f"{text:<{width}}  {shown(about)}".rstrip())
+        _print(f"{text:<{width}}  {shown(about)}".rstrip())
 
 
 @app.command()
@@ -288,7 +290,7 @@ def stub(
 
     text = _talk(client, work)
     if output is None:
-        typer.echo(text, nl=False)
+        _print(text, nl=False)
         return
     try:
         output.write_text(text, "utf-8")
@@ -316,9 +318,9 @@ def ping(
                 await asyncio.sleep(PAUSE)
             async with limited.timeout(timeout):
                 times.append(await client.ping() * 1000)
-            typer.echo(f"{number}: {times[-1]:.3f} ms")
+            _print(f"{number}: {times[-1]:.3f} ms")
         mean = sum(times) / count
-        typer.echo(f"min {min(times):.3f} ms, mean {mean:.3f} ms, max {max(times):.3f} ms")
+        _print(f"min {min(times):.3f} ms, mean {mean:.3f} ms, max {max(times):.3f} ms")
 
     _talk(client, work)
 
@@ -350,7 +352,7 @@ def hash_password(
         verifier = users.hash_password(password, iterations=iterations)
     except ValueError as exc:
         _fail(USAGE, exc)
-    typer.echo(verifier)
+    _print(verifier)
 
 
 @app.command()
@@ -365,15 +367,15 @@ def new_token(
         token = users.new_token(id)
     except ValueError as exc:
         _fail(USAGE, exc)
-    typer.echo(f"token     {token}")
-    typer.echo(f"user      {tokens.user_of(token)}")
-    typer.echo(f"verifier  {users.hash_password(token)}")
+    _print(f"token     {token}")
+    _print(f"user      {tokens.user_of(token)}")
+    _print(f"verifier  {users.hash_password(token)}")
 
 
 @app.command()
 def gen_password() -> None:
     """Print a new random password of 128 bits."""
-    typer.echo(secrets.token_urlsafe(16))
+    _print(secrets.token_urlsafe(16))
 
 
 def main() -> None:
@@ -465,9 +467,22 @@ def _print_json(value: Any, *, whole: bool = True) -> None:
     ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
     indent = 2 if whole and _is_terminal(sys.stdout) else None
     try:
-        typer.echo(json_text(value, indent=indent, ascii=ascii))
+        text = json_text(value, indent=indent, ascii=ascii)
     except ValueError as exc:
         _fail(ANSWERED, exc)
+    _print(text)
+
+
+def _print(text: str, *, nl: bool = True) -> None:
+    """Write to stdout."""
+    try:
+        typer.echo(text, nl=nl)
+    except OSError as exc:
+        # What is left in the buffer would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(exc, BrokenPipeError):  # as `head` leaves when it has seen enough
+            raise typer.Exit(UNWRITTEN) from None
+        _fail(UNWRITTEN, f"the output cannot be written: {exc.strerror}")
 
 
 def _fail(code: int, problem: Exception | str, *, lines: bool = False) -> NoReturn:

@@ -635,7 +635,7 @@ def test_help_lists_commands_and_exit_codes() -> None:
     assert done.code == 0
     for name in ("serve", "call", "discover", "stub", "ping", "hash-password", "gen-password"):
         assert re.search(rf"^  {name} +[A-Z].*\.$", done.output, re.M), name
-    for code in range(6):
+    for code in range(7):
         assert re.search(rf"^ +{code}  \w", done.output, re.M), code
     assert "$base64" in done.output
     assert "Commands" in conduit().output + conduit().errors
@@ -700,6 +700,53 @@ async def test_a_stream_that_is_closed_is_no_terminal(
         done = await within(run)
     assert (done.returncode, done.stdout) == (code, output)
     assert "Traceback" not in done.stderr
+
+
+WRITERS = [
+    ["call", "{at}", "add", "a=1", "b=2"],
+    ["stream", "{at}", "count", "to=3"],
+    ["discover", "{at}"],
+    ["ping", "{at}", "--count", "2"],
+    ["gen-password"],
+]
+
+
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="Linux alone has a full disk to write to"
+)
+@pytest.mark.parametrize("arguments", WRITERS, ids=lambda one: one[0])
+async def test_output_that_cannot_be_written_is_told_in_one_line(arguments: list[str]) -> None:
+    assert await outcome_of_writing_to("/dev/full", arguments) == (
+        6,
+        "the output cannot be written: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", WRITERS, ids=lambda one: one[0])
+async def test_output_that_nobody_reads_any_more_ends_it_silently(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        assert await outcome_of_writing_to(write, arguments) == (6, "")
+    finally:
+        os.close(write)
+
+
+async def outcome_of_writing_to(output: str | int, arguments: list[str]) -> tuple[int, str]:
+    """Run a command that writes there; return its exit code and what it has to say."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CONDUIT_PASSWORD": PASSWORD}
+    async with serving() as at:
+        with open(output, "wb", closefd=isinstance(output, str)) as stdout:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "conduit", *(one.format(at=at) for one in arguments)),
+                env=environment,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+            )
+        _, errors = await within(process.communicate())
+    assert process.returncode is not None
+    return process.returncode, errors.decode()
 
 
 def test_without_typer_it_says_what_to_install() -> None:
