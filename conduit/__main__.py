@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import secrets
+import select
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -221,7 +222,7 @@ def stream(
         try:
             async with client.rpc.stream(method, args) as run:
                 async for item in run:
-                    _print_json(item, whole=False)
+                    await _print_item(item)
                 result = await run.result()
         except (TypeError, ValueError, OverflowError) as exc:
             _fail(USAGE, f"the call cannot be sent: {exc}")
@@ -464,13 +465,38 @@ def _arguments(words: list[str], whole: str | None) -> dict[str, Any] | list[Any
 
 def _print_json(value: Any, *, whole: bool = True) -> None:
     """Print a value; `whole` if it is all that is printed, which a terminal shows in many lines."""
+    _print(_json(value, whole=whole))
+
+
+async def _print_item(item: Any) -> None:
+    """Print one of many values, and let the heartbeat go on while whoever reads takes its time.
+
+    A pager reads when its user does. A thread for each would cost more than all else together.
+    """
+    text = _json(item, whole=False)
+    if _takes_at_once(sys.stdout, 4 * len(text) + 1):
+        _print(text)
+    else:
+        await asyncio.to_thread(_print, text)
+
+
+def _takes_at_once(stream: TextIO | None, size: int) -> bool:
+    """Whether so many bytes can surely be written there without waiting."""
+    if stream is None:
+        return True
+    try:
+        return size <= select.PIPE_BUF and bool(select.select([], [stream], [], 0)[1])
+    except (AttributeError, OSError, ValueError):  # this is Windows, or it is no file
+        return False
+
+
+def _json(value: Any, *, whole: bool) -> str:
     ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
     indent = 2 if whole and _is_terminal(sys.stdout) else None
     try:
-        text = json_text(value, indent=indent, ascii=ascii)
+        return json_text(value, indent=indent, ascii=ascii)
     except ValueError as exc:
         _fail(ANSWERED, exc)
-    _print(text)
 
 
 def _print(text: str, *, nl: bool = True) -> None:

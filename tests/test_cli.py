@@ -33,7 +33,7 @@ from conduit.protocol import cndt
 from conduit.protocol.scram import Verifier
 from conduit.rpc.method import Method
 from conduit.signatures import python_signature, shown, signature
-from tests.acceptance.support import ROOT, Program, end_cleanly, free_port, within
+from tests.acceptance.support import ROOT, Program, end_cleanly, free_port, until, within
 
 PASSWORD = "the password of these tests"
 # As few iterations as a client takes; both sides need 20 ms, and that only once.
@@ -747,6 +747,38 @@ async def outcome_of_writing_to(output: str | int, arguments: list[str]) -> tupl
         _, errors = await within(process.communicate())
     assert process.returncode is not None
     return process.returncode, errors.decode()
+
+
+async def test_a_reader_that_takes_its_time_does_not_stop_the_heartbeat() -> None:
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    server = new_server()
+
+    @server.rpc
+    async def pages() -> AsyncIterator[str]:
+        while True:
+            yield "x" * 1_000_000  # more than a pipe takes
+
+    def waits() -> bool:
+        """Whether the pipe is full, so that who writes to it waits."""
+        held = fcntl.ioctl(read, termios.FIONREAD, bytes(4))
+        return int.from_bytes(held, sys.byteorder) == int(fcntl.fcntl(read, fcntl.F_GETPIPE_SZ))
+
+    read, write = os.pipe()
+    async with server:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "conduit", "stream", "{}:{}".format(*server.address), "pages"),
+            env={**os.environ, "PYTHONPATH": str(ROOT), "CONDUIT_PASSWORD": PASSWORD},
+            stdout=write,
+        )
+        os.close(write)
+        try:
+            await until(waits)
+            (connection,) = server.connections.values()
+            await within(connection.ping())
+        finally:
+            os.close(read)
+            code = await within(process.wait())
+    assert code == 6
 
 
 def test_without_typer_it_says_what_to_install() -> None:
