@@ -10,11 +10,10 @@ import io
 import logging
 import os
 import secrets
-import select
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
@@ -31,7 +30,15 @@ from . import (
     __version__,
     users,
 )
-from .cli import items_of, json_text, load_server, parse_parameters
+from .cli import (
+    is_terminal,
+    items_of,
+    json_text,
+    load_server,
+    parse_parameters,
+    stdin,
+    takes_at_once,
+)
 from .protocol import tokens
 from .protocol.scram import DEFAULT_ITERATIONS
 from .signatures import deprecation, shown, signature
@@ -215,7 +222,7 @@ def stream(
     if send is not None:
         if not isinstance(args, dict) or parameters == ["-"]:
             _fail(USAGE, "--send needs parameters by name, and stdin for its items")
-        args[send] = in_thread(items_of(_stdin()))
+        args[send] = in_thread(items_of(stdin()))
     client = _client(at, password, user, timeout, ca, insecure)
 
     async def work() -> None:
@@ -346,10 +353,10 @@ def hash_password(
     if iterations is not None and iterations < FEWEST_ITERATIONS:
         typer.echo(f"note: clients refuse fewer than {FEWEST_ITERATIONS} iterations", err=True)
     try:
-        if _is_terminal(sys.stdin):
+        if is_terminal(sys.stdin):
             password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
         else:
-            password = _stdin().readline().rstrip("\r\n")
+            password = stdin().readline().rstrip("\r\n")
         verifier = users.hash_password(password, iterations=iterations)
     except ValueError as exc:
         _fail(USAGE, exc)
@@ -387,21 +394,11 @@ def main() -> None:
     app(prog_name="conduit")
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # None if whoever starts the command closes it
-
-
-def _stdin() -> TextIO:
-    """Return what is to be read, which is nothing where there is no stdin."""
-    stream: TextIO | None = sys.stdin
-    return io.StringIO() if stream is None else stream
-
-
 def _client(
     at: str, password: str | None, user: str | None, timeout: float, ca: Path | None, insecure: bool
 ) -> Client:
     """Make the client that the options describe."""
-    if password is None and _is_terminal(sys.stdin):
+    if password is None and is_terminal(sys.stdin):
         question = f"Password of {shown(user or users.DEFAULT_USER)} (Enter for none)"
         password = typer.prompt(question, "", hide_input=True, show_default=False, err=True)
     try:
@@ -457,7 +454,7 @@ def _arguments(words: list[str], whole: str | None) -> dict[str, Any] | list[Any
     """Read the parameters of a call from the command line, or from stdin."""
     try:
         if words == ["-"] and whole is None:
-            words, whole = [], _stdin().read()
+            words, whole = [], stdin().read()
         return parse_parameters(words, whole)
     except ValueError as exc:
         _fail(USAGE, exc)
@@ -474,25 +471,15 @@ async def _print_item(item: Any) -> None:
     A pager reads when its user does. A thread for each would cost more than all else together.
     """
     text = _json(item, whole=False)
-    if _takes_at_once(sys.stdout, 4 * len(text) + 1):
+    if takes_at_once(sys.stdout, 4 * len(text) + 1):
         _print(text)
     else:
         await asyncio.to_thread(_print, text)
 
 
-def _takes_at_once(stream: TextIO | None, size: int) -> bool:
-    """Whether so many bytes can surely be written there without waiting."""
-    if stream is None:
-        return True
-    try:
-        return size <= select.PIPE_BUF and bool(select.select([], [stream], [], 0)[1])
-    except (AttributeError, OSError, ValueError):  # this is Windows, or it is no file
-        return False
-
-
 def _json(value: Any, *, whole: bool) -> str:
     ascii = "utf" not in (getattr(sys.stdout, "encoding", None) or "").lower()
-    indent = 2 if whole and _is_terminal(sys.stdout) else None
+    indent = 2 if whole and is_terminal(sys.stdout) else None
     try:
         return json_text(value, indent=indent, ascii=ascii)
     except ValueError as exc:

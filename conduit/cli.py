@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import base64
 import importlib
+import io
 import json
 import math
+import select
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from .server import Server
 from .signatures import shown
 
-__all__ = ["items_of", "json_text", "load_server", "parse_parameters"]
+__all__ = [
+    "is_terminal",
+    "items_of",
+    "json_text",
+    "load_server",
+    "parse_parameters",
+    "stdin",
+    "takes_at_once",
+]
 
 BYTES: Final = "$base64"
 
@@ -122,6 +132,29 @@ def _key(key: Any) -> str:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+# The streams of the process, of which there may be none.
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None if whoever starts the command closes it
+
+
+def stdin() -> TextIO:
+    """Return what is to be read, which is nothing where there is no stdin."""
+    stream: TextIO | None = sys.stdin
+    return io.StringIO() if stream is None else stream
+
+
+def takes_at_once(stream: TextIO | None, size: int) -> bool:
+    """Whether so many bytes can surely be written there without waiting."""
+    if stream is None:
+        return True
+    try:
+        return size <= select.PIPE_BUF and bool(select.select([], [stream], [], 0)[1])
+    except (AttributeError, OSError, ValueError):  # this is Windows, or it is no file
+        return False
 
 
 # A server in a module.
