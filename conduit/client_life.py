@@ -112,7 +112,9 @@ class ClientLife:
             self._end()
             if disconnected and isinstance(exc, asyncio.CancelledError):
                 raise ConnectionClosed("disconnected while connecting") from None
-            if self._connection is not None:  # cancelled when it was done, and not woken up yet
+            again = self._reconnecting
+            if self._connection is not None or (again is not None and not again.done()):
+                # Cancelled when it was done, and not woken up yet, or when the link was lost.
                 self._announced = True  # nobody has been told of it
                 await self.disconnect()
             raise
@@ -153,6 +155,8 @@ class ClientLife:
         """
         self._check_loop()
         tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
+        if self._attempt is not None:
+            self._announced = True  # nobody has been told of a connection
         self._attempt = self._reconnecting = None
         connection = self._connection
         self._use(None)
@@ -242,6 +246,10 @@ class ClientLife:
 
     def opened(self, connection: Connection) -> None:
         """Use the connection: the login is done."""
+        if self._offline.status is Status.CLOSED:  # `disconnect` came first, in the same turn
+            reason = "the client disconnects"
+            connection.fail(ConnectionClosed(reason), CloseCode.NORMAL, reason)
+            return
         older = self._connection
         self._going = None
         if self.descriptor.reconnect_enabled:

@@ -22,7 +22,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import trustme
@@ -70,6 +70,15 @@ async def until(condition: Callable[[], object], seconds: float = SOON) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         await asyncio.sleep(0.005)
+
+
+async def at_once(condition: Callable[[], object]) -> None:
+    """Let the loop run until a condition holds, and not one turn longer."""
+    for _ in range(100_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came true")
 
 
 async def outcome(awaitable: Any, seconds: float = SOON) -> Any:
@@ -558,6 +567,66 @@ def port_that_comes_next() -> int:
                     break
             else:
                 return port
+
+
+async def test_disconnect_ends_the_reconnecting_at_every_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("conduit.attempts.LONGEST_DELAY", 0.0)
+    async with new_server(resume_ttl=0) as server:
+        for turns in range(1, 60):
+            client = new_client(server)
+            await client.connect()
+            (connection,) = server.connections.values()
+            await connection.close(1001)
+            await at_once(lambda client=client: client.status is not Status.READY)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await within(client.disconnect(), SOON)
+            assert client.status is Status.CLOSED, turns
+            await until(lambda: not server.connections)
+
+
+async def test_a_connect_that_is_cancelled_does_not_come_back_to_a_lost_link() -> None:
+    class Adder(Protocol):
+        async def add(self, a: int, b: int) -> int: ...
+
+    async with new_server() as server, raw.Relay(server.address) as relay:
+        client = new_client(relay.address)
+        client.rpc.bind(Adder)  # connecting, it asks the server for its methods
+        connecting = asyncio.ensure_future(client.connect())
+        await at_once(lambda: client.status is Status.READY)
+        relay.unplug()
+        await until(lambda: client.status is Status.RECONNECTING)
+        connecting.cancel()
+        assert isinstance(await outcome(connecting), asyncio.CancelledError)
+        relay.plugged = True
+        await asyncio.sleep(0.1)  # longer than reconnect_delay: it must not come back
+        assert client.status is Status.CLOSED
+        await within(client.connect(), SOON)
+        await client.disconnect()
+
+
+async def test_nobody_is_told_of_a_connection_that_a_message_has_ended_during_connect() -> None:
+    server, told = new_server(), list[str]()
+
+    @server.on_client_connect
+    async def send_away(connection: Connection) -> None:
+        await connection.send("leave")
+
+    async with server:
+        client = new_client(server)
+        client.on_connect(lambda client: told.append("connect"))
+        client.on_disconnect(lambda client, reason: told.append("disconnect"))
+
+        @client.on("leave")
+        async def leave(message: None) -> None:
+            await client.disconnect()
+
+        with pytest.raises(ConnectionClosed):
+            await within(client.connect(), SOON)
+        await client.disconnect()
+        assert not told
 
 
 async def test_disconnect_in_the_disconnect_hook_ends_the_reconnecting() -> None:
