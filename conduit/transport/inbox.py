@@ -20,7 +20,7 @@ from ..protocol.payload import Encoder, decode, kept
 from .answers import Answers
 from .messages import encode_message
 from .outlet import Outlet
-from .running import Handler, as_rpc_error, why_stopped
+from .running import Handler, as_rpc_error, exit_behind, why_stopped
 from .serving import Routes, Serving
 from .tasks import Suspended
 from .threads import ThreadFuture
@@ -260,7 +260,7 @@ class Inbox:
         self._serving.handling.call = handler
         try:
             result = self._serving.execute(handler, data)
-        except BaseException as exc:  # noqa: BLE001  # _settle raises what is not the handler's
+        except BaseException as exc:  # noqa: BLE001  # _settle lets out what is not the handler's
             self._settle(_Incoming(name, data, handler, id, size, reply), None, exc)
             return
         if result is None and not id and not size:
@@ -357,8 +357,8 @@ class Inbox:
                     logger.warning("message %r refused: %s", message.name, printable(str(error)))
             if message.size:
                 self._pay_back(message.size)
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise error
+        if error is not None:
+            exit_behind(self._loop, error)
 
     def _answer(self, message: _Incoming, result: Any) -> None:
         if message.handler.finish is not None:

@@ -22,6 +22,7 @@ __all__ = [
     "Running",
     "again",
     "as_rpc_error",
+    "exit_behind",
     "headers_of",
     "is_let_out",
     "none_or",
@@ -191,6 +192,20 @@ def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
         text += f": {type(error).__name__}: {text_of(error)}"
         details["traceback"] = text_of("".join(traceback.format_exception(error)))
     return InternalError(text, details=details)
+
+
+def exit_behind(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
+    """Let an error that ends a program or a thread end the loop, behind what is under way.
+
+    uvloop takes what is raised in the middle of a batch for a link that broke, and the rest of the
+    batch would be lost.
+    """
+
+    def leave() -> None:
+        raise error
+
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        loop.call_soon(leave)
 
 
 def _is_misfit(error: BaseException) -> bool:

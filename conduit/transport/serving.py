@@ -35,6 +35,7 @@ from .running import (
     Handler,
     Running,
     as_rpc_error,
+    exit_behind,
     headers_of,
     none_or,
     why_stopped,
@@ -214,7 +215,7 @@ class Serving:
                 else:
                     self._answers.result(id, handler, result, handling.call.response_headers)
                 return
-        except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
+        except BaseException as exc:  # noqa: BLE001  # _failed lets out what is not the handler's
             self._failed(id, handler, exc)
             return
         self._track(id, handler, result.future, ttl)
@@ -382,7 +383,7 @@ class Serving:
             if running.stopped is not None:
                 raise why_stopped(future, running.stopped, running.handler.name)
             self._answers.result(id, running.handler, future.result(), running.response_headers)
-        except BaseException as exc:  # noqa: BLE001  # _failed raises what is not the handler's
+        except BaseException as exc:  # noqa: BLE001  # _failed lets out what is not the handler's
             self._failed(id, running.handler, exc)
         finally:
             self._running.pop(id, None)
@@ -394,8 +395,7 @@ class Serving:
 
     def _failed(self, id: int, handler: Handler, error: BaseException) -> None:
         self._answers.error(id, as_rpc_error(error, handler.name, debug=self.debug))
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise error
+        exit_behind(self._loop, error)
 
     def cancel(self, id: int) -> bool:
         """Take CANCEL; False when no handler runs for that id."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import inspect
 import logging
 import logging.handlers
@@ -44,6 +45,7 @@ from conduit import (
 )
 from tests.acceptance.raw import PASSWORD, TIMEOUT
 from tests.acceptance.support import FAST_LOGIN, Program, new_server
+from tests.conftest import LOOPS
 
 
 class Progress(BaseModel):
@@ -668,11 +670,12 @@ def test_tasks_that_handlers_leave_behind_end_with_the_client(hub: Hub) -> None:
     assert tasks[0].cancelled()
 
 
-@pytest.mark.parametrize("where", ["in_thread", "on_loop"])
+@pytest.mark.parametrize("where", ["in_thread", "on_loop", "at_once"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_handler_that_exits_ends_the_client_and_leaves_nobody_waiting(
-    hub: Hub, where: str
+    hub: Hub, where: str, loop: str
 ) -> None:
-    client = hub.client()
+    client = hub.client(loop_factory=importlib.import_module(loop).new_event_loop)
     ended: queue.Queue[BaseException] = queue.Queue()
 
     @client.rpc
@@ -682,6 +685,10 @@ def test_a_handler_that_exits_ends_the_client_and_leaves_nobody_waiting(
     @client.rpc
     async def on_loop() -> None:
         await asyncio.sleep(0)
+        sys.exit("as told")
+
+    @client.rpc
+    async def at_once() -> None:
         sys.exit("as told")
 
     def wait() -> None:
