@@ -225,24 +225,31 @@ class Client:
         Ctrl-C leaves the client unconnected. A handler or hook of a client that disconnects cannot
         connect it again, because the client waits for it: that is a RuntimeError.
         """
-        with self._lock:
-            thread = self._thread
-            made = thread is None or thread.left
-            if thread is None or thread.left:
-                if thread is not None:
-                    if thread.waits_for_caller:
-                        raise RuntimeError(
-                            "the client disconnects, and waits for this handler or hook to end; "
-                            "it can connect again after that"
-                        )
-                    thread.wait()  # it may still say goodbye
-                thread = self._thread = LoopThread(self._loop_factory, self._client.disconnect)
+        thread, made = self._thread, False
+        if thread is None or not thread.waits_for_caller:
+            thread, made = self._take_thread()
+        elif thread.left:
+            raise RuntimeError(
+                "the client disconnects, and waits for this handler or hook to end; "
+                "it can connect again after that"
+            )
         try:
             thread.run(self._client.connect, retry=retry)
         except BaseException:
             if made:
                 thread.leave()
             raise
+
+    def _take_thread(self) -> tuple[LoopThread, bool]:
+        """Return the thread, and whether it was made for this."""
+        with self._lock:
+            thread = self._thread
+            if thread is not None and not thread.left:
+                return thread, False
+            if thread is not None:
+                thread.wait()  # it may still say goodbye
+            thread = self._thread = LoopThread(self._loop_factory, self._client.disconnect)
+            return thread, True
 
     def disconnect(self) -> None:
         """Close the connection and stay disconnected; calls in flight fail.

@@ -173,7 +173,7 @@ class LoopThread:
     @property
     def waits_for_caller(self) -> bool:
         """Whether the end of the thread waits for a handler or a hook that this is called by."""
-        return HANDLER_LOOP.get() is self._loop
+        return HANDLER_LOOP.get() is self._loop or threading.current_thread() is self._thread
 
     def wait(self, until: float = float("inf")) -> None:
         """Wait until the loop is closed, or until a time of `time.monotonic()`."""

@@ -624,17 +624,21 @@ def test_a_hook_may_disconnect(hub: Hub) -> None:
     assert client.status is Status.CLOSED
 
 
-def test_a_hook_cannot_connect_a_client_that_waits_for_it(hub: Hub) -> None:
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_a_hook_cannot_connect_a_client_that_waits_for_it(hub: Hub, on_loop: bool) -> None:
     client = hub.client()
     seen: queue.Queue[Exception] = queue.Queue()
 
-    @client.on_disconnect
-    def disconnected(it: blocking.Client, reason: ConnectionClosed) -> None:
+    def connect(it: blocking.Client, reason: ConnectionClosed) -> None:
         try:
             it.connect()
         except RuntimeError as exc:
             seen.put(exc)
 
+    async def connect_on_loop(it: blocking.Client, reason: ConnectionClosed) -> None:
+        connect(it, reason)
+
+    client.on_disconnect(connect_on_loop if on_loop else connect)
     for _ in range(2):
         client.connect()
         leaving = threading.Thread(target=client.disconnect, daemon=True)
@@ -642,6 +646,37 @@ def test_a_hook_cannot_connect_a_client_that_waits_for_it(hub: Hub) -> None:
         assert "waits for this handler or hook to end" in str(seen.get(timeout=TIMEOUT))
         leaving.join(TIMEOUT)
         assert not leaving.is_alive()
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_a_hook_cannot_connect_while_another_thread_waits_to(hub: Hub, on_loop: bool) -> None:
+    client = hub.client(connect_timeout=600)  # how long the end would wait for the hook
+    begun, go_on = threading.Event(), threading.Event()
+    seen: queue.Queue[Exception] = queue.Queue()
+
+    def connect(it: blocking.Client, reason: ConnectionClosed) -> None:
+        begun.set()
+        go_on.wait(TIMEOUT)
+        try:
+            it.connect()
+        except RuntimeError as exc:
+            seen.put(exc)
+
+    async def connect_on_loop(it: blocking.Client, reason: ConnectionClosed) -> None:
+        connect(it, reason)
+
+    client.on_disconnect(connect_on_loop if on_loop else connect)
+    client.connect()
+    threading.Thread(target=client.disconnect, daemon=True).start()
+    assert begun.wait(TIMEOUT)
+    again = threading.Thread(target=client.connect, daemon=True)
+    again.start()
+    again.join(0.1)  # it waits for the hook, and nobody else may come in between
+    go_on.set()
+    assert "waits for this handler or hook to end" in str(seen.get(timeout=TIMEOUT))
+    again.join(TIMEOUT)
+    assert client.status is Status.READY
+    client.disconnect()
 
 
 def test_a_hook_may_disconnect_while_connecting(hub: Hub) -> None:
