@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import signal
 import ssl
 import threading
@@ -372,8 +373,8 @@ class Server:
         """Stop: accept nobody, let running handlers end, close every connection.
 
         May be called at any time and more than once, and from a handler, which is then cancelled
-        with its connection. Whoever calls it while the server stops waits for the same end.
-        Cancelling it leaves the server stopping.
+        with its connection. Whoever calls it while the server stops waits for the same end, but for
+        a hook on_shutdown, for which that end waits. Cancelling it leaves the server stopping.
 
         Args:
             grace: Seconds that running handlers have; then they are cancelled. Their clean-up, the
@@ -382,10 +383,14 @@ class Server:
 
         Raises:
             RuntimeError: The server was started in another event loop.
+            ValueError: The grace is no number of seconds.
         """
+        _check_grace(grace)
         starting, self._starting = self._starting, None
         if starting is not None:
             starting.cancel()
+            if starting is asyncio.current_task():
+                await asyncio.sleep(0)  # a hook on_startup, which this cancels
             await asyncio.gather(starting, return_exceptions=True)
         if self._ending is None:
             if self._listener is None:
@@ -393,7 +398,8 @@ class Server:
             self._check_loop()
             ending = self._stop(grace, asyncio.current_task())
             self._ending = asyncio.get_running_loop().create_task(ending)
-        await asyncio.shield(self._ending)
+        if self._ending is not asyncio.current_task():  # of a hook on_shutdown
+            await asyncio.shield(self._ending)
 
     def _check_loop(self) -> None:
         """Refuse to work in another event loop, where it would wait for ever."""
@@ -455,6 +461,7 @@ class Server:
         Raises:
             OSError, ValueError, ssl.SSLError: As `start`.
         """
+        _check_grace(grace)
         stopping = self._stopping = asyncio.Event()
         hurried = self._hurried = asyncio.Event()
 
@@ -535,6 +542,12 @@ def _descriptor(
             f"not {descriptor!r:.80}"
         )
     return ServerDescriptor(**fields)
+
+
+def _check_grace(grace: float) -> None:
+    """Refuse a grace that clients could not be told, before anything is stopped."""
+    if not math.isfinite(grace):
+        raise ValueError(f"grace must be a number of seconds, not {grace}")
 
 
 def _host(descriptor: ServerDescriptor) -> str:

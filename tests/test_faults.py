@@ -53,6 +53,7 @@ from tests.acceptance.support import (
     neighbourhood,
     new_client,
     new_server,
+    round_trips,
     within,
 )
 from tests.chaos_proxy import ChaosProxy
@@ -577,14 +578,18 @@ async def test_disconnect_ends_the_reconnecting_at_every_turn(
         for turns in range(1, 60):
             client = new_client(server)
             await client.connect()
-            (connection,) = server.connections.values()
-            await connection.close(1001)
-            await at_once(lambda client=client: client.status is not Status.READY)
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            await within(client.disconnect(), SOON)
+            await only(server).close(1001)
+            await leave_in_turn(client, turns)
             assert client.status is Status.CLOSED, turns
             await until(lambda: not server.connections)
+
+
+async def leave_in_turn(client: Client, turns: int) -> None:
+    """Disconnect so many turns behind the loss of a connection."""
+    await at_once(lambda: client.status is not Status.READY)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await within(client.disconnect(), SOON)
 
 
 async def test_a_connect_that_is_cancelled_does_not_come_back_to_a_lost_link() -> None:
@@ -987,6 +992,34 @@ async def test_a_server_is_started_once() -> None:
     results = await asyncio.gather(server.start(), server.start(), return_exceptions=True)
     await server.stop()
     assert sorted(type(one).__name__ for one in results) == ["NoneType", "RuntimeError"]
+
+
+async def test_a_startup_hook_may_stop_the_server() -> None:
+    server = new_server()
+    server.on_startup(lambda server: server.stop())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="stopped while it started"):
+            await within(server.start(), SOON)
+
+
+async def test_a_shutdown_hook_may_stop_the_server() -> None:
+    server = new_server()
+    server.on_shutdown(lambda server: server.stop())
+    for _ in range(2):
+        await server.start()
+        await within(server.stop(), SOON)
+
+
+@pytest.mark.parametrize("grace", [float("inf"), float("nan")])
+async def test_a_grace_that_is_no_number_of_seconds_leaves_the_server_as_it_is(
+    grace: float,
+) -> None:
+    async with new_server() as server, new_client(server) as client:
+        with pytest.raises(ValueError, match="grace must be a number of seconds"):
+            await within(server.stop(grace), SOON)
+        await round_trips(client)
+    with pytest.raises(ValueError, match="grace must be a number of seconds"):
+        await within(server.run(grace=grace), SOON)
 
 
 async def test_a_call_that_waits_in_line_fails_when_the_server_stops() -> None:
