@@ -147,6 +147,17 @@ UserLookup = Callable[[str], Awaitable["User | SecretStr | str | None"]]
 """`await lookup(user)` returns the user, or only the verifier, or None."""
 
 
+def _check_server_name(name: str | None) -> str | None:
+    """Refuse at once what TLS could not look for when a client connects."""
+    try:
+        named = (name or "").encode("idna")
+    except UnicodeError:
+        named = b"\0"
+    if b"\0" in named:
+        raise ValueError(f"server_name must be the name of a host, not {name!r:.80}")
+    return name
+
+
 class TLS(_Model):
     """Certificates. The files are read when a server starts, and at each attempt of a client.
 
@@ -171,6 +182,8 @@ class TLS(_Model):
     verify: bool = True
     server_name: str | None = None
     channel_binding: bool = True
+
+    _server_name = field_validator("server_name")(_check_server_name)
 
     @model_validator(mode="after")
     def _binding_without_verification(self) -> TLS:

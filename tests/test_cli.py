@@ -245,7 +245,7 @@ async def test_no_connection_is_3() -> None:
     assert (await run("ping", "no-such-host.invalid:1")).failed(3, "no-such-host.invalid")
 
 
-@pytest.mark.parametrize("host", ["a..b", ".", f"{'a' * 64}.example", "\udcff"])
+@pytest.mark.parametrize("host", ["a..b", ".", f"{'a' * 64}.example", "\udcff", "a\0b"])
 async def test_what_is_no_host_name_is_3(host: str) -> None:
     assert (await run("call", f"{host}:1", "add")).failed(3, "is no host name")
 

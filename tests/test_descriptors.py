@@ -103,7 +103,7 @@ TLS_FIELDS: list[tuple[str, list[Any], list[Any]]] = [
     ("key", [None, "key.pem"], [5]),
     ("ca", [None, "ca.pem"], [5]),
     ("verify", [True], ["x", None]),
-    ("server_name", [None, "example.org"], [5]),
+    ("server_name", [None, "example.org", "::1"], [5, "a..b", ".org", 64 * "a", "a\0b"]),
     ("channel_binding", [True, False], ["x"]),
 ]
 

@@ -282,6 +282,8 @@ async def connect(
 async def _resolve(
     loop: asyncio.AbstractEventLoop, address: Address, family: int, flags: int = 0
 ) -> list[Any]:
+    if "\0" in address.host:  # where the system would stop reading
+        raise _no_name(address)
     for kind in (socket.AF_INET, socket.AF_INET6):
         # An address needs no lookup, which would go through a thread.
         with contextlib.suppress(OSError, UnicodeError):
@@ -296,15 +298,18 @@ async def _resolve(
             )
         )
     except UnicodeError as exc:  # a label that is empty or too long, as in "a..b"
-        raise socket.gaierror(
-            socket.EAI_NONAME,
-            f"{address.host!r} of {address} is no host name; check it",
-        ) from exc
+        raise _no_name(address) from exc
     except socket.gaierror as exc:
         raise socket.gaierror(
             exc.errno,
             f"cannot resolve {address.host!r} of {address}: {exc.strerror}; check the host name",
         ) from exc
+
+
+def _no_name(address: Address) -> OSError:
+    return socket.gaierror(
+        socket.EAI_NONAME, f"{address.host!r} of {address} is no host name; check it"
+    )
 
 
 _HINTS: dict[type[OSError], str] = {
