@@ -16,10 +16,13 @@ __all__ = [
     "map_of",
     "meaning",
     "property_names",
+    "readable",
     "required_names",
     "resolved",
 ]
 
+LEVELS: Final = 200
+"""Maps and lists that are read within each other."""
 REFERENCES: Final = 24
 """References that are followed, each to the next."""
 REACHED: Final = 200
@@ -37,6 +40,16 @@ _VALUES: Final = (
     "uniqueItems",
 )
 _SCHEMAS: Final = ("additionalProperties", "allOf", "anyOf", "items", "oneOf", "prefixItems")
+
+
+def readable(told: Any, levels: int = LEVELS) -> Any:
+    """Return what discovery says without keys that are no text, and without what lies too deep."""
+    if isinstance(told, dict):
+        inner = told.items() if levels else ()
+        return {key: readable(one, levels - 1) for key, one in inner if isinstance(key, str)}
+    if isinstance(told, list):
+        return [readable(one, levels - 1) for one in told] if levels else []
+    return told
 
 
 def entry(schema: Any, key: str) -> Any:

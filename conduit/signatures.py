@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .schemas import has_default, is_name, map_of, required_names, resolved
+from .schemas import has_default, is_name, map_of, readable, required_names, resolved
 
 __all__ = ["annotation", "deprecation", "python_signature", "shown", "signature"]
 
@@ -39,6 +39,7 @@ def shown(text: str) -> str:
 
 def signature(method: Mapping[str, Any]) -> str:
     """Return what discovery tells of a method as `add(a: int, b: int = 0) -> int`."""
+    method = readable(method)
     schema = resolved(method.get("parameters"), method.get("parameters"))
     parameters = _parameters(schema) if isinstance(schema, dict) else ["..."]
     returns = method.get("returns")
@@ -147,6 +148,7 @@ def python_signature(method: Mapping[str, Any]) -> inspect.Signature:
 
     Parameters whose names Python does not take are summed up as `**others`.
     """
+    method = readable(method)
     schema = resolved(method.get("parameters"), method.get("parameters"))
     argument, returns = method.get("argument"), method.get("returns")
     found: dict[str, inspect.Parameter] = {}

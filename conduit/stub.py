@@ -28,6 +28,7 @@ from .schemas import (
     map_of,
     meaning,
     property_names,
+    readable,
     required_names,
     resolved,
 )
@@ -98,6 +99,7 @@ def stub(
         module: What the module is going to be called, if that is known.
         blocking: Write the interface for `conduit.blocking.Client`.
     """
+    methods = readable(methods)
     listed = [one for one in methods if isinstance(one, dict)] if isinstance(methods, list) else []
     return _Module(listed, blocking).source(server, version, module)
 

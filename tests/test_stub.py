@@ -792,6 +792,23 @@ def test_a_method_has_a_signature_whatever_a_server_says(method: dict[str, Any])
     assert deprecation(method) in ("", "deprecated") or method["deprecated"]
 
 
+@pytest.mark.parametrize("key", ["items", "additionalProperties", "anyOf", "default"])
+def test_what_lies_too_deep_or_has_keys_of_bytes_is_not_read(key: str) -> None:
+    deep: Any = {"type": "integer"}
+    for _ in range(900 if key != "anyOf" else 450):
+        deep = {"type": "array", key: [deep] if key == "anyOf" else deep}
+    model = {"type": "object", "properties": {b"a": deep, "b": deep}}
+    parameters = {
+        "type": "object",
+        "properties": {"a": deep, "b": {"$ref": "#/$defs/M"}},
+        "$defs": {"M": model},
+    }
+    method = {"name": "method", "parameters": parameters, "returns": deep}
+    only_declares(stub([method], server="hub", version="1"))
+    assert signature(method).startswith("method(a: ")
+    assert str(python_signature(method)).startswith("(*, a: ")
+
+
 Json = TypeAliasType("Json", "dict[str, Json] | list[Json] | str | float | None")
 
 

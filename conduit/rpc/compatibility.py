@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, get_origin
 
 from pydantic import TypeAdapter
 
+from ..schemas import readable
 from ..signatures import annotation, shown
 from ..transport.answers import Response
 from .interface import ASYNC, Operation, Style, operations
@@ -31,6 +32,8 @@ __all__ = ["differences", "misfits"]
 COMPARISONS: Final = 20_000
 """What is looked at of one schema; a peer chooses its size, and references multiply it."""
 REFERENCES: Final = 16
+DEPTH: Final = 100
+"""Levels of two schemas that are compared; what lies deeper fits."""
 TEXT: Final = 80
 
 _KINDS: Final[dict[type, str]] = {
@@ -68,6 +71,7 @@ def differences(interface: Any, offered: Any, style: Style = ASYNC) -> list[str]
     Raises:
         TypeError: The interface cannot be called at all.
     """
+    offered = readable(offered)
     listed = offered if isinstance(offered, list) else []
     methods = {str(one.get("name")): one for one in listed if isinstance(one, dict)}
     found: list[str] = []
@@ -91,7 +95,9 @@ def _method(operation: Operation, method: Mapping[str, Any]) -> Iterator[str]:
     streaming = streaming or ("in" if operation.input else None)
     offered = method.get("streaming", streaming)
     if offered != streaming:
-        yield f"{_STREAMING[streaming]}, and at the peer it {_STREAMING.get(offered, 'differs')}"
+        known = offered is None or isinstance(offered, str)
+        there = _STREAMING.get(offered, "differs") if known else "differs"
+        yield f"{_STREAMING[streaming]}, and at the peer it {there}"
     parameters = method.get("parameters")
     if isinstance(parameters, dict):
         yield from _parameters(operation, parameters, method.get("argument"))
@@ -250,7 +256,8 @@ class _Comparison:
         sent, taken = self._sent.resolved(sent), self._taken.resolved(taken)
         pair = (id(sent), id(taken))
         self._left -= 1
-        if not sent or not taken or self._left < 0 or pair in self._open:
+        deep = len(self._open) > DEPTH
+        if not sent or not taken or self._left < 0 or deep or pair in self._open:
             return []  # a pair that is being compared, in a recursive type, has said all it can
         self._open.add(pair)
         try:

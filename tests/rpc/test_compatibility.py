@@ -430,6 +430,7 @@ def test_no_schema_of_a_peer_breaks_the_comparison(one: Any, other: Any) -> None
     for found in misfits(one, other):
         assert "\n" not in found.path + found.problem
     told = {"name": "total", "parameters": one, "argument": other, "items": one, "returns": other}
+    told["streaming"] = other
     for sentence in differences(interface(total=Shop.total), [told]):
         assert sentence.isprintable()
 
@@ -444,6 +445,25 @@ def test_schemas_that_multiply_end() -> None:
     misfits({"type": "integer"}, bomb)
     loop = {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
     assert misfits(loop, loop) == []
+
+
+def test_schemas_without_end_and_keys_of_bytes_are_no_error() -> None:
+    async def tree(self: Any) -> Tree: ...
+
+    chain = {
+        f"n{number}": {"type": "object", "properties": {"left": {"$ref": f"#/$defs/n{number + 1}"}}}
+        for number in range(900)
+    }
+    deep: Any = {"type": "integer"}
+    for _ in range(900):
+        deep = {"type": "array", "items": deep}
+    wanted = interface(tree=tree)
+    for returns in ({"$ref": "#/$defs/n0", "$defs": chain}, {"type": "object", b"type": 5}):
+        assert all(
+            map(str.isprintable, differences(wanted, [{"name": "tree", "returns": returns}]))
+        )
+    found = differences(wanted, [{"name": "tree", "returns": deep, "streaming": []}])
+    assert "at the peer it differs" in found[0] and "list[list[" in found[1]
 
 
 # Properties
