@@ -41,6 +41,7 @@ from .cli import (
 )
 from .protocol import tokens
 from .protocol.scram import DEFAULT_ITERATIONS
+from .schemas import methods_of
 from .signatures import deprecation, shown, signature
 from .stub import stub as stub_of
 from .transport import limited
@@ -255,6 +256,7 @@ def discover(
     if as_json:
         _print_json(methods)
         return
+    methods = methods_of(methods)
     signatures = [shown(signature(method)) for method in methods]
     width = max((len(text) for text in signatures if len(text) <= COLUMN), default=0)
     for method, text in zip(methods, signatures, strict=True):

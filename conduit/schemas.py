@@ -15,6 +15,7 @@ __all__ = [
     "list_of",
     "map_of",
     "meaning",
+    "methods_of",
     "property_names",
     "readable",
     "required_names",
@@ -50,6 +51,11 @@ def readable(told: Any, levels: int = LEVELS) -> Any:
     if isinstance(told, list):
         return [readable(one, levels - 1) for one in told] if levels else []
     return told
+
+
+def methods_of(told: Any) -> list[dict[str, Any]]:
+    """Return what discovery says of each method; nothing of what is none."""
+    return [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
 
 
 def entry(schema: Any, key: str) -> Any:

@@ -27,6 +27,7 @@ from .schemas import (
     list_of,
     map_of,
     meaning,
+    methods_of,
     property_names,
     readable,
     required_names,
@@ -99,9 +100,7 @@ def stub(
         module: What the module is going to be called, if that is known.
         blocking: Write the interface for `conduit.blocking.Client`.
     """
-    methods = readable(methods)
-    listed = [one for one in methods if isinstance(one, dict)] if isinstance(methods, list) else []
-    return _Module(listed, blocking).source(server, version, module)
+    return _Module(methods_of(readable(methods)), blocking).source(server, version, module)
 
 
 class _Module:

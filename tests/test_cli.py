@@ -376,6 +376,16 @@ async def test_discover_marks_what_is_not_to_be_used_any_more() -> None:
         ]
 
 
+@pytest.mark.parametrize("told", [None, 5, {}, [5], [None, {"name": "add"}]])
+async def test_a_server_may_say_anything_of_its_methods(
+    told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conduit.rpc.router._Discovery.start", lambda *_: told)
+    async with Server(host="127.0.0.1", port=0, verifier=VERIFIER) as server:
+        done = await run("discover", "{}:{}".format(*server.address))
+        assert (done.code, done.output.strip()) in ((0, ""), (0, "add(...)"))
+
+
 async def test_discover_of_a_server_without_methods_prints_nothing() -> None:
     async with Server(host="127.0.0.1", port=0, verifier=VERIFIER) as server:
         done = await run("discover", "{}:{}".format(*server.address))

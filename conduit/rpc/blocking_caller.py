@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar, cast, overload
 
 from ..exceptions import ConduitError, ConnectionClosed
+from ..schemas import methods_of
 from ..signatures import deprecation, python_signature, shown, signature
 from ..transport import stream_call
 from ..transport.loop_thread import LoopThread
@@ -439,7 +440,7 @@ class BlockingCaller:
             connection = self._connection_id()
             if self._offered[0] != connection:
                 found = self.call("conduit.discover", timeout=COMPLETION_TIME)
-                by_name = {str(one.get("name")): one for one in found if isinstance(one, dict)}
+                by_name = {str(one.get("name")): one for one in methods_of(found)}
                 self._offered = (connection, by_name)
         except (ConduitError, RuntimeError):  # no connection, no answer, or not in this thread
             return {}

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, get_origin
 
 from pydantic import TypeAdapter
 
-from ..schemas import readable
+from ..schemas import methods_of, readable
 from ..signatures import annotation, shown
 from ..transport.answers import Response
 from .interface import ASYNC, Operation, Style, operations
@@ -71,9 +71,7 @@ def differences(interface: Any, offered: Any, style: Style = ASYNC) -> list[str]
     Raises:
         TypeError: The interface cannot be called at all.
     """
-    offered = readable(offered)
-    listed = offered if isinstance(offered, list) else []
-    methods = {str(one.get("name")): one for one in listed if isinstance(one, dict)}
+    methods = {str(one.get("name")): one for one in methods_of(readable(offered))}
     found: list[str] = []
     for operation in operations(interface, style):
         method = methods.get(operation.name)

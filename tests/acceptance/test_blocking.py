@@ -945,6 +945,16 @@ def test_help_comes_from_discovery(client: blocking.Client) -> None:
     assert str(inspect.signature(stock)) == "(*, article: str, minimum: int = 3) -> int"
 
 
+@pytest.mark.parametrize("told", [None, 5, [5]])
+def test_help_of_a_server_that_tells_nothing(
+    hub: Hub, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conduit.rpc.router._Discovery.start", lambda *_: told)
+    with hub.client() as client:
+        assert "call" in dir(client.rpc)
+        assert "has told nothing" in str(client.rpc.add.__doc__)
+
+
 def test_help_tells_of_marks_and_examples(hub: Hub) -> None:
     @hub.server.rpc(deprecated="use Add", examples=[{"a": 1}])
     async def old(a: int) -> None: ...
