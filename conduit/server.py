@@ -389,9 +389,8 @@ class Server:
         starting, self._starting = self._starting, None
         if starting is not None:
             starting.cancel()
-            if starting is asyncio.current_task():
-                await asyncio.sleep(0)  # a hook on_startup, which this cancels
-            await asyncio.gather(starting, return_exceptions=True)
+            # It may wait for this task, or be it, where a hook of the start stops the server.
+            await asyncio.wait([starting])
         if self._ending is None:
             if self._listener is None:
                 return

@@ -1002,6 +1002,21 @@ async def test_a_startup_hook_may_stop_the_server() -> None:
             await within(server.start(), SOON)
 
 
+@pytest.mark.parametrize("way", ["start_task", "ensure_future"])
+async def test_a_task_of_a_startup_hook_may_stop_the_server(way: str) -> None:
+    server = new_server()
+
+    @server.on_startup
+    async def start(server: Server) -> None:
+        make = server.start_task if way == "start_task" else asyncio.ensure_future
+        task = make(server.stop())
+        await (task if way == "ensure_future" else asyncio.sleep(60))
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="stopped while it started"):
+            await within(server.start(), SOON)
+
+
 async def test_a_shutdown_hook_may_stop_the_server() -> None:
     server = new_server()
     server.on_shutdown(lambda server: server.stop())
