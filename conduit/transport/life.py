@@ -22,7 +22,7 @@ from ..protocol.events import (
     VerifierNeeded,
     WelcomeNeeded,
 )
-from ..protocol.frames import CloseCode
+from ..protocol.frames import CloseCode, FrameType, word
 from ..protocol.session import Session
 from ..rpc.bind import Call
 from ..rpc.caller import Caller
@@ -41,6 +41,7 @@ logger = logging.getLogger("conduit.connection")
 KERNEL_PATIENCE = 1.5
 """Heartbeat timeouts after which the kernel gives up by itself a peer that takes nothing."""
 
+_PONG = word(FrameType.HEARTBEAT_PONG)
 CONNECTING, ACCEPTING = 1, 2
 """The first correlation id of either side."""
 
@@ -328,7 +329,7 @@ class Life(Parts, Generic[S]):
         link.give_up_after(KERNEL_PATIENCE * self._pulse.timeout)
         self._outlet.use(link)
         self._shared.join(self)
-        self._pulse.heard = True
+        self._pulse.restart()
         self._log_wire()
         try:
             self._protocol.resume(accepted)
@@ -372,12 +373,16 @@ class Life(Parts, Generic[S]):
         if not self._opened or self._error is not None:
             return
         self.grown()
-        if self._pulse.drips(now, *self._protocol.unfinished, judge=judge):
+        coming = self._pulse.look_at_frame(now, *self._protocol.unfinished, judge=judge)
+        if coming == "drips":
             text = (
                 f"a frame took more than {FRAME_TIME:g} s, at less than {FRAME_RATE} bytes a second"
             )
             self._give_up(ConnectionClosed(text, code=CloseCode.TOO_LATE))
             return
+        if coming == "tell":
+            self._protocol.send_urgent(_PONG, 0)
+            self._outlet.flush()
         needed = self._pulse.look(now, self._outlet.unsent(), judge=judge)
         if needed == "ping":
             self._protocol.ping(0)

@@ -69,6 +69,7 @@ class SocketLink(asyncio.BufferedProtocol):
         "_connection",
         "_held",
         "_inlet",
+        "_patience",
         "_protocol",
         "_slab",
         "_transport",
@@ -84,6 +85,7 @@ class SocketLink(asyncio.BufferedProtocol):
         self._watch: asyncio.TimerHandle | None = None
         self._writable = True
         self._held = False
+        self._patience = math.inf
 
     # What asyncio calls.
 
@@ -116,6 +118,7 @@ class SocketLink(asyncio.BufferedProtocol):
         """
         self._writable = False
         self._connection.link_ended()
+        self._leave_to_kernel()
         self._watch_end(left=True)
         return False
 
@@ -144,13 +147,17 @@ class SocketLink(asyncio.BufferedProtocol):
     # What the connection calls.
 
     def give_up_after(self, seconds: float) -> None:
-        """Have the kernel give up a peer that has taken nothing for so long.
+        """Once this side has closed, have the kernel give up a peer that takes nothing for so long.
 
-        The heartbeat notices sooner. But when this side has closed, and the peer does not read the
-        rest, the kernel alone is left, which would keep it for many minutes.
+        Before that the heartbeat notices. Afterwards the kernel alone is left, which would keep
+        what is unsent for many minutes. It must not be told before: a peer that reads slowly, with
+        a window smaller than a segment, takes nothing by the count of Linux.
         """
-        if seconds != math.inf:
-            self._set_option(_USER_TIMEOUT, min(round(seconds * 1000), _INT_MAX))
+        self._patience = seconds
+
+    def _leave_to_kernel(self) -> None:
+        if self._patience != math.inf:
+            self._set_option(_USER_TIMEOUT, min(round(self._patience * 1000), _INT_MAX))
 
     def carry(self, connection: Connection) -> None:
         """Hand what comes to this connection from now on."""
@@ -189,6 +196,7 @@ class SocketLink(asyncio.BufferedProtocol):
         self._writable = False
         if transport.is_closing():
             return
+        self._leave_to_kernel()
         self.hold(False)  # or the end of the peer would not be seen
         try:
             if transport.can_write_eof():
@@ -239,4 +247,5 @@ class SocketLink(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once and forget what is unsent."""
         self._writable = False
+        self._leave_to_kernel()
         self._transport.abort()

@@ -42,7 +42,7 @@ class Link(Protocol):
         """Close at once."""
 
     def give_up_after(self, seconds: float) -> None:
-        """Give up by itself a peer that has taken nothing for so long, or never for infinity."""
+        """Give up by itself, once closed, a peer that takes nothing for so long; inf for never."""
 
     def carry(self, connection: Any) -> None:
         """Hand what comes to this connection from now on."""

@@ -32,6 +32,7 @@ class Pulse:
         "_frame_since",
         "_frame_size",
         "_next_ping",
+        "_next_tell",
         "_since",
         "_stuck_since",
         "_unsent",
@@ -46,11 +47,16 @@ class Pulse:
         self.heard = True
         self._since = 0.0
         self._stuck_since = 0.0
-        self._next_ping = 0.0
+        self._next_ping = self._next_tell = 0.0
         self._unsent = 0
         self._frame = 0
         self._frame_since = 0.0
         self._frame_size = 0
+
+    def restart(self) -> None:
+        """Begin anew: another link has taken the place of the one that was looked at."""
+        self.heard = True
+        self._unsent = self._frame = 0
 
     def look(self, now: float, unsent: int, *, judge: bool) -> Look:
         """Say what is to be done; to be called several times in each interval.
@@ -77,10 +83,15 @@ class Pulse:
             return "ping"
         return "fine"
 
-    def drips(self, now: float, frame: int, size: int, *, judge: bool) -> bool:
-        """Whether the peer sends a frame so slowly that it does nothing but hold memory.
+    def look_at_frame(
+        self, now: float, frame: int, size: int, *, judge: bool
+    ) -> Literal["fine", "tell", "drips"]:
+        """Say what is to be done about a frame that has come in part; to be called as `look`.
 
-        One that sends nothing at all is not meant here: it is silent.
+        `tell` when it takes so long that the peer needs a sign of life: it hears nothing of us
+        meanwhile, and a ping of it would come behind the frame. `drips` when it comes so slowly
+        that it does nothing but hold memory. One of which nothing comes is not meant here: its
+        sender is silent.
 
         Args:
             now: As above.
@@ -90,8 +101,14 @@ class Pulse:
         """
         if not frame or frame != self._frame or not judge:
             self._frame, self._frame_since, self._frame_size = frame, now, size
+            self._next_tell = now + self.interval / 2
         if size == self._frame_size:
-            return False
+            return "fine"
         self._frame_size = size
         seconds = now - self._frame_since
-        return seconds >= FRAME_TIME and size < seconds * FRAME_RATE
+        if seconds >= FRAME_TIME and size < seconds * FRAME_RATE:
+            return "drips"
+        if now < self._next_tell:
+            return "fine"
+        self._next_tell = now + self.interval / 2
+        return "tell"

@@ -110,7 +110,9 @@ async def test_a_peer_that_reads_nothing_is_noticed_before_the_kernel_has_taken_
 
 
 @pytest.mark.parametrize("heartbeat", [(1.0, 2.0), (1000.0, 1_000_000.0)])
-async def test_both_sides_tell_the_kernel_what_they_expect(heartbeat: tuple[float, float]) -> None:
+async def test_the_kernel_is_told_how_long_to_go_on_behind_the_end(
+    heartbeat: tuple[float, float],
+) -> None:
     interval, timeout = heartbeat
     server = new_server(heartbeat_interval=interval, heartbeat_timeout=timeout)
     async with server, new_client(server) as client:
@@ -119,11 +121,74 @@ async def test_both_sides_tell_the_kernel_what_they_expect(heartbeat: tuple[floa
         for side in (connection, client.connection):
             link: Any = side._link
             sock = link._transport.get_extra_info("socket")
-            given_up = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-            assert given_up == round(timeout * 1500)
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 lowat = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
                 assert lowat == link_module.UNSENT_IN_KERNEL
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+            link.finish()
+            given_up = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert given_up == round(timeout * 1500)
+
+
+@contextlib.asynccontextmanager
+async def narrow_path(address: tuple[str, int], rate: float) -> AsyncIterator[tuple[str, int]]:
+    """A way to a server that lets so many bytes a second pass, and holds few of them itself."""
+
+    async def pump(source: socket.socket, target: socket.socket) -> None:
+        while data := await loop.sock_recv(source, 2048):
+            await asyncio.sleep(len(data) / rate)
+            await loop.sock_sendall(target, data)
+
+    def narrow() -> socket.socket:
+        made = socket.socket()
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        return made
+
+    async def serve() -> None:
+        near, _ = await loop.sock_accept(listening)
+        with near, narrow() as far:
+            await loop.sock_connect(far, address)
+            await asyncio.gather(pump(near, far), pump(far, near))
+
+    loop = asyncio.get_running_loop()
+    with narrow() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        serving = asyncio.create_task(serve())
+        try:
+            yield listening.getsockname()
+        finally:
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await serving
+
+
+@pytest.mark.parametrize("method", ["put", "get"])
+async def test_a_value_may_take_much_longer_than_the_heartbeat_allows(method: str) -> None:
+    # Nothing else passes meanwhile, in either direction: a ping comes behind the value.
+    server = new_server(heartbeat_interval=0.2, heartbeat_timeout=0.6)
+    lost: list[object] = []
+
+    @server.rpc
+    async def put(data: bytes) -> int:
+        return len(data)
+
+    @server.rpc
+    async def get(size: int) -> bytes:
+        return bytes(size)
+
+    @server.on_client_away
+    async def away(connection: Any, reason: object) -> None:
+        lost.append(reason)
+
+    size = 400_000
+    async with server, narrow_path(server.address, rate=200_000) as address:
+        async with new_client(address) as client:
+            given = bytes(size) if method == "put" else size
+            result = await within(client.rpc.call(method, [given]))
+            assert result in (size, bytes(size))
+    assert lost == []
 
 
 async def test_a_reliable_broadcast_closes_who_does_not_read() -> None:

@@ -332,6 +332,16 @@ def beat(side: Side, *seconds: float, judge: bool = True) -> None:
         side.connection.beat(asyncio.get_running_loop().time() + second, judge=judge)
 
 
+def receive(side: Side, data: bytes) -> None:
+    """Let bytes come as a socket brings them, also where they are part of a large frame."""
+    buffer = side.connection.protocol.buffer()
+    if buffer is None:
+        side.connection.inlet.receive(data)
+    else:
+        buffer[: len(data)] = data
+        side.connection.inlet.buffer_filled(len(data))
+
+
 async def test_a_ping_goes_out_after_silence_and_only_then() -> None:
     async with Pair(server=settings(heartbeat=(10.0, 30.0))) as pair:
         pings = FrameType.HEARTBEAT_PING
@@ -456,16 +466,10 @@ async def test_a_link_over_which_a_frame_drips_in_is_given_up_and_the_session_go
 @pytest.mark.parametrize("size, step, ends", [(60, 1, 31), (100_000, 600, 31), (10**6, 2000, 0)])
 async def test_a_frame_that_drips_in_ends_the_link(size: int, step: int, ends: int) -> None:
     async with Pair(server=settings(heartbeat=(100.0, 300.0))) as pair:
-        inlet, second = pair.server.connection.inlet, 0
+        second = 0
         sent = HEADER.pack(word(FrameType.RPC_REQUEST, SEQUENCED), size, 1, 0, 1) + bytes(size)
         for at in range(0, 100 * step, step):
-            piece = sent[at : at + step]
-            buffered = pair.server.connection.protocol.buffer()
-            if buffered is None:
-                inlet.receive(piece)
-            else:
-                buffered[: len(piece)] = piece
-                inlet.buffer_filled(len(piece))
+            receive(pair.server, sent[at : at + step])
             second = at // step
             beat(pair.server, second)
             if pair.server.connection.closed:
@@ -477,6 +481,60 @@ async def test_a_frame_that_drips_in_ends_the_link(size: int, step: int, ends: i
             assert "a frame took more than 30 s" in str(reason)
         else:
             assert not pair.server.connection.closed
+
+
+async def test_whoever_receives_a_long_frame_gives_signs_of_life_meanwhile() -> None:
+    async with Pair(server=settings(heartbeat=(10.0, 30.0))) as pair:
+        receive(pair.server, HEADER.pack(word(FrameType.RPC_REQUEST, SEQUENCED), 90_000, 1, 0, 1))
+        signs: list[int] = []
+        for second in range(0, 30, 2):
+            receive(pair.server, bytes(5_000))
+            beat(pair.server, second)
+            signs.append(len(pair.server.link.sent(FrameType.HEARTBEAT_PONG)))
+        assert signs == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+        beat(pair.server, 40)
+        assert len(pair.server.link.sent(FrameType.HEARTBEAT_PONG)) == 4, "it comes no further"
+
+
+async def test_on_another_link_a_frame_has_its_time_again() -> None:
+    async with Pair(server=settings(heartbeat=(100.0, 300.0)), keeps=30) as pair:
+        start = HEADER.pack(word(FrameType.RPC_REQUEST, SEQUENCED), 10_000, 101, 0, 1)
+        pair.server.connection.inlet.receive(start)
+        beat(pair.server, 0)
+        pair.client.link.cut()
+        await until(lambda: pair.client.connection.away and pair.server.connection.away)
+        await pair.come_back()
+        pair.server.connection.inlet.receive(start)
+        beat(pair.server, 40)
+        pair.server.connection.inlet.receive(b"x")
+        beat(pair.server, 69)
+        assert not pair.server.connection.away
+        pair.server.connection.inlet.receive(b"x")
+        beat(pair.server, 71)
+        assert pair.server.connection.away
+
+
+async def test_on_another_link_a_peer_has_its_time_again_to_take_what_it_is_sent() -> None:
+    async with Pair(server=settings(heartbeat=(10.0, 30.0)), keeps=30) as pair:
+
+        @pair.server.rpc
+        async def big() -> bytes:
+            return bytes(100_000)
+
+        pair.server.link.stall()
+        call = pair.client.start("big")
+        await until(lambda: pair.server.link.unsent() > 100_000)
+        beat(pair.server, 0)
+        pair.client.link.cut()
+        await until(lambda: pair.client.connection.away and pair.server.connection.away)
+        await pair.come_back()
+        pair.server.link.stall()
+        second = pair.client.start("big")
+        await until(lambda: pair.server.link.unsent() > 100_000)
+        beat(pair.server, 40)
+        assert not pair.server.connection.closed
+        pair.server.link.flow()
+        await within(asyncio.gather(call, second))
 
 
 async def test_a_frame_that_comes_no_further_is_the_heartbeats_business() -> None:
