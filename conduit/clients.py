@@ -41,6 +41,7 @@ __all__ = ["Clients"]
 
 logger = logging.getLogger("conduit.server")
 
+REPLACED = "replaced by a newer login"
 AFTERWARDS = 30.0
 """Seconds that message handlers have when their peer has sent and closed."""
 
@@ -88,6 +89,7 @@ class Clients:
         self._away = Away(limits.max_away, limits.max_away_bytes)
         self._joining: dict[Connection, _Joining] = {}
         self._surplus: set[Connection] = set()
+        self._replaced: dict[bytes, None] = {}
         self._lingering: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._waiting: dict[Connection, asyncio.Task[None]] = {}
         self._telling: dict[Connection, asyncio.Task[None]] = {}
@@ -208,6 +210,9 @@ class Clients:
             connection.welcome_back(older, event.accepted, *self._named)
         else:
             assert isinstance(event, (WelcomeNeeded, ResumeWanted))
+            if isinstance(event, ResumeWanted) and event.id in self._replaced:
+                self._refuse(connection, "refused", REPLACED)
+                return
             if self._refuses_another(connection, event.identity):
                 return
             if RESUME in connection.claims.features:
@@ -315,6 +320,7 @@ class Clients:
         self.connected[connection.id] = connection
         if self._descriptor.duplicate == "replace":
             for older in self.peers.of(connection.identity):
+                self._remember_replaced(older.session.id)
                 self._replace(older)
         self.peers.add(connection)
         logger.info("%r logged in as %r", connection, connection.identity)
@@ -327,8 +333,16 @@ class Clients:
         self._waiting.pop(connection, None)
 
     def _replace(self, older: Connection) -> None:
-        reason = "replaced by a newer login"
-        older.fail(ConnectionClosed(reason), CloseCode.REFUSED, reason)
+        older.fail(ConnectionClosed(REPLACED), CloseCode.REFUSED, REPLACED)
+
+    def _remember_replaced(self, session: bytes) -> None:
+        """Know a session that a newer login has ended, as its client may not have heard of it.
+
+        It asks for that session when it comes back, and would replace the newer one in its turn.
+        """
+        self._replaced[session] = None
+        if len(self._replaced) > self._descriptor.limits.max_away:
+            del self._replaced[next(iter(self._replaced))]
 
     def away(self, connection: Connection, reason: ConnectionClosed) -> None:
         """Keep the session of a client that has lost its link."""

@@ -148,6 +148,25 @@ async def test_a_newer_login_replaces_the_older_one_for_good() -> None:
     await end(server, first, second, bob)
 
 
+async def test_who_was_replaced_while_it_was_away_does_not_replace_the_newer_one() -> None:
+    server = await start(duplicate="replace")
+    async with Relay(server.address) as relay:
+        first = new_client(relay.address, user="ann", reconnect_attempts=0, reconnect_delay=0.01)
+        await within(first.connect())
+        older = await within(server.peer("ann"))
+        relay.unplug()
+        await until(lambda: older.away)
+        second = await join(server, "ann")
+        relay.plugged = True
+        await within(first.wait_closed())
+        with pytest.raises(ConnectionClosed, match="replaced by a newer login"):
+            await within(first.rpc.call("add", {"a": 1, "b": 2}))
+        assert await calls(await within(server.peer("ann")), second)
+        await within(first.connect())  # but who says so replaces it
+        await within(second.wait_closed())
+        await end(server, first, second)
+
+
 async def test_a_second_login_is_refused_until_the_first_has_gone() -> None:
     server = await start(duplicate="refuse")
     first = await join(server, "ann")
