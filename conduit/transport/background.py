@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from .handling import HANDLING
+from .handling import HANDLING, LOGIN
 
 __all__ = ["Background"]
 
@@ -23,9 +23,10 @@ class Background:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a task that is not part of the handler which may be running now."""
+        """Start a task that is not part of the handler or hook which may be running now."""
         context = copy_context()
         context.run(HANDLING.set, None)
+        context.run(LOGIN.set, False)
         task: asyncio.Task[T] = context.run(asyncio.get_running_loop().create_task, coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)

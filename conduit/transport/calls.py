@@ -25,7 +25,7 @@ from ..exceptions import (
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
-from .handling import HANDLING, inherit
+from .handling import HANDLING, LOGIN, inherit
 from .line import NOBODY, Line
 from .loop import Sweep
 from .outlet import FLUSH_FRAMES, Outlet
@@ -166,6 +166,7 @@ class Calls:
         self._opened = True
         self._limit = peer.calls
         self._value_max = peer.frame_max
+        self._line.move()
 
     async def call(  # noqa: C901  # the hot path: a function more would cost each call
         self,
@@ -346,17 +347,19 @@ class Calls:
             self.abandon(id, "the caller was cancelled")
             raise
 
-    def check_opened(self, name: str) -> None:
-        """Refuse to wait for what a peer would answer that is not in yet.
+    async def until_opened(self, name: str, deadline: float, seconds: float | None) -> None:
+        """Wait until the peer is in.
 
         Raises:
-            RuntimeError: A hook of the login asks.
+            RuntimeError: A hook asks that the login waits for.
+            RPCTimeout: It was not in time.
+            ConnectionClosed: It will not be.
         """
-        if not self._opened:
-            raise RuntimeError(
-                f"{name!r} cannot be called before the peer is in; "
-                "call it from server.start_task(...)"
-            )
+        while not self._opened:
+            if self._outlet.closed is not None:
+                raise closed_again(self._outlet.closed)
+            await self._stand_in_line(name, deadline, seconds)
+            self._line.move()
 
     def take_id(self) -> int:
         """Return a correlation id, whose frame must be sent before the next id is taken."""
@@ -381,33 +384,49 @@ class Calls:
 
     async def _turn(self, method: str, deadline: float, seconds: float | None) -> None:
         """Wait in line until the peer grants a slot and there is room to send."""
-        outlet, again = self._outlet, False
+        again = False
         while True:
             if self.elsewhere is not None:
                 raise Moved
-            if outlet.closed is not None:
-                raise closed_again(outlet.closed)
-            self.check_opened(method)
-            if not self._limit:
-                details = {"retryable": False, "executed": False}
-                raise Unavailable("the peer serves no calls", details=details)
-            if HANDLING.get() is not None or not self._backpressure:
-                raise Overloaded(
-                    f"{len(self._pending)} calls are in flight and the peer serves {self._limit} "
-                    f"at once, so {method!r} was not sent"
-                )
-            if self._line is NOBODY:
-                self._line = Line()
-            try:
-                await self._line.wait(None if deadline == math.inf else deadline, again=again)
-            except asyncio.TimeoutError:
-                raise RPCTimeout(
-                    f"{method!r} waited {seconds} s for one of {self._limit} call slots",
-                    details={"retryable": True, "executed": False},
-                ) from None
-            if len(self._pending) < self._limit and not outlet.blocked:
+            if self._outlet.closed is not None:
+                raise closed_again(self._outlet.closed)
+            if self._opened:
+                self._check_wait(method)
+            await self._stand_in_line(method, deadline, seconds, again=again)
+            if self._opened and len(self._pending) < self._limit and not self._outlet.blocked:
                 return
             again = True
+
+    def _check_wait(self, method: str) -> None:
+        """Refuse a call that must not wait for a slot, or never gets one."""
+        if not self._limit:
+            self._line.move()  # whoever is next never gets one either
+            details = {"retryable": False, "executed": False}
+            raise Unavailable("the peer serves no calls", details=details)
+        if HANDLING.get() is not None or not self._backpressure:
+            raise Overloaded(
+                f"{len(self._pending)} calls are in flight and the peer serves {self._limit} "
+                f"at once, so {method!r} was not sent"
+            )
+
+    async def _stand_in_line(
+        self, name: str, deadline: float, seconds: float | None, *, again: bool = False
+    ) -> None:
+        if not self._opened and LOGIN.get():
+            raise RuntimeError(
+                f"{name!r} cannot be called before the peer is in, and a hook that its login waits "
+                "for must not wait for that; call it from server.start_task(...)"
+            )
+        if self._line is NOBODY:
+            self._line = Line()
+        try:
+            await self._line.wait(None if deadline == math.inf else deadline, again=again)
+        except asyncio.TimeoutError:
+            what = f"one of {self._limit} call slots" if self._opened else "the login to end"
+            raise RPCTimeout(
+                f"{name!r} waited {seconds} s for {what}",
+                details={"retryable": True, "executed": False},
+            ) from None
 
     def _move(self) -> None:
         if len(self._pending) < self._limit and not self._outlet.blocked:

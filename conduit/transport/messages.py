@@ -117,9 +117,9 @@ class Messages:
         """Send a message and return what its handler answers."""
         payload = self._encode(name, data)
         calls = self._calls
-        calls.check_opened(name)
         seconds, deadline = calls.deadline(timeout)
         try:
+            await calls.until_opened(name, deadline, seconds)
             if not self._may_send():
                 await self._turn(name, deadline, seconds)
             id = calls.take_id()

@@ -286,6 +286,36 @@ async def test_the_connect_hook_runs_before_any_handler() -> None:
         assert log == ["connect", "work"]
 
 
+async def test_what_a_connect_hook_starts_may_call_the_client_and_the_hook_itself_not() -> None:
+    server = new_server()
+    answers: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def ask(connection: Connection, way: str) -> None:
+        try:
+            asked = connection.rpc.call if way == "call" else connection.request
+            answers.put_nowait(await asked("config"))
+        except RuntimeError as exc:
+            answers.put_nowait(str(exc))
+
+    @server.on_client_connect
+    async def connected(connection: Connection) -> None:
+        for way in ("call", "request"):
+            server.start_task(ask(connection, way))
+            await within(ask(connection, way))
+        await asyncio.sleep(0.01)  # as a look into a database would take
+
+    async with server:
+        client = new_client(server)
+        client.rpc("config")(lambda: "called")
+        client.on("config")(lambda message: "requested")
+        async with client:
+            said = [await within(answers.get()) for _ in range(4)]
+    for error in said[:2]:
+        assert "'config' cannot be called before the peer is in" in error
+        assert "server.start_task(...)" in error
+    assert sorted(said[2:]) == ["called", "requested"]
+
+
 async def test_a_connect_hook_that_raises_refuses_the_client(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -20,6 +20,7 @@ from conduit.exceptions import (
     Overloaded,
     PayloadTooLarge,
     RPCTimeout,
+    Unavailable,
 )
 from conduit.protocol.frames import REPLY, SEQUENCED, CloseCode, FrameType
 from conduit.transport.answers import Response
@@ -671,12 +672,43 @@ async def test_calls_wait_while_the_link_is_full_and_go_on_when_it_is_not() -> N
         assert await within(asyncio.gather(*calls)) == list(range(5))
 
 
-async def test_nobody_calls_before_the_login_is_done() -> None:
+async def test_calls_wait_for_the_end_of_the_login() -> None:
     pair = Pair()
-    with pytest.raises(RuntimeError, match="'hold' cannot be called before the peer is in"):
-        await within(pair.server.call("hold"))
-    with pytest.raises(RuntimeError, match="'hello' cannot be called before the peer is in"):
-        await within(pair.server.connection.request("hello"))
+    Gate(pair.client).open()
+    calls = [pair.server.start("hold", [number]) for number in range(3)]
+    request = asyncio.ensure_future(pair.server.connection.request("double", 4))
+
+    @pair.client.on("double")
+    async def double(message: int) -> int:
+        return 2 * message
+
+    late = pair.server.start("hold", timeout=0.01)
+    with pytest.raises(RPCTimeout, match=r"'hold' waited 0\.01 s for the login to end"):
+        await within(late)
+    async with pair:
+        assert await within(asyncio.gather(*calls)) == [0, 1, 2]
+        assert await within(request) == 8
+
+
+async def test_calls_that_wait_for_a_login_end_with_it() -> None:
+    pair = Pair()
+    calls = [pair.server.start("hold"), pair.server.start("hold")]
+    calls.append(asyncio.ensure_future(pair.server.connection.request("hello")))
+    await turns()  # nobody has begun to log in
+    await within(pair.server.connection.abort())
+    for call in calls:
+        with pytest.raises(ConnectionClosed):
+            await within(call)
+
+
+async def test_calls_that_waited_for_the_login_of_a_peer_that_serves_none_are_refused() -> None:
+    pair = Pair(client=settings(calls=0))
+    calls = [pair.server.start("hold") for _ in range(3)]
+    await turns()
+    async with pair:
+        for call in calls:
+            with pytest.raises(Unavailable, match="the peer serves no calls"):
+                await within(call)
 
 
 # The end
