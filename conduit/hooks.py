@@ -82,6 +82,7 @@ class Hooks:
             raise
         except asyncio.CancelledError as exc:
             if _is_cancelled():
+                self._logger.warning("the hook on_%s %r was cancelled before its end", name, hook)
                 raise
             text = f"the hook on_{name} has waited for something that was cancelled"
             self._logger.exception("the hook on_%s %r failed", name, hook)

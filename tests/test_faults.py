@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import random
+import re
 import socket
 import ssl
 import struct
@@ -686,7 +687,9 @@ async def test_a_disconnect_that_is_cancelled_closes_all_the_same() -> None:
         await client.disconnect()
 
 
-async def test_a_connect_that_is_cancelled_in_its_hook_leaves_the_client_unconnected() -> None:
+async def test_a_connect_that_is_cancelled_in_its_hook_leaves_the_client_unconnected(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with new_server() as server:
         client, entered = new_client(server), asyncio.Event()
 
@@ -702,6 +705,7 @@ async def test_a_connect_that_is_cancelled_in_its_hook_leaves_the_client_unconne
         status = client.status
         await client.disconnect()
         assert status is Status.CLOSED
+        assert re.search("hook on_connect .*wait.* was cancelled before its end", caplog.text)
 
 
 async def test_connect_may_be_cancelled_at_every_turn() -> None:
