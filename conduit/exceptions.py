@@ -25,10 +25,12 @@ that no class of this process has arrives as a plain `RPCError`.
 
 from __future__ import annotations
 
+import enum
 import inspect
 import logging
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
@@ -72,13 +74,46 @@ def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-_FIXED: Final = ("code", "message", "details")
+_FIXED: Final[dict[str, type]] = {"code": str, "message": str, "details": dict}
+"""What every error has, and what each is on the wire."""
 
 
 def _is_set(cls: type, name: str) -> bool:
     """Whether an attribute can be set, which one that is computed cannot be."""
     attribute = inspect.getattr_static(cls, name, None)
     return not isinstance(attribute, property) or attribute.fset is not None
+
+
+def _check_fixed(cls: type, hints: Mapping[str, Any]) -> None:
+    """Refuse annotations of what every error has that cannot be true of an error that arrives."""
+    names = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+    for name in _FIXED.keys() & hints.keys():
+        stand_in = types.SimpleNamespace(__annotations__={name: hints[name]})
+        try:
+            hint = typing.get_type_hints(stand_in, names)[name]
+        except Exception:  # noqa: BLE001  # a name that is not known yet, or only to checkers
+            continue
+        if not _may_be(hint, _FIXED[name]):
+            what = "text" if _FIXED[name] is str else "a map"
+            raise TypeError(
+                f"{cls.__qualname__} annotates `{name}` as {hints[name]!r}, and the {name} of an "
+                f"RPCError is {what}; give the attribute a name of its own"
+            )
+
+
+def _may_be(hint: Any, kind: type) -> bool:
+    """Whether what an annotation allows may be of a class; true where that is not known."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Annotated, ClassVar, Final):
+        return _may_be(inner[0], kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_may_be(one, kind) for one in inner)
+    if origin is typing.Literal:
+        return any(isinstance(one, kind) for one in inner)
+    found = origin or hint
+    if not isinstance(found, type) or issubclass(found, enum.Enum):  # it is sent as its value
+        return True
+    return issubclass(found, kind) or issubclass(kind, found)
 
 
 class ConduitError(Exception):
@@ -215,6 +250,8 @@ class RPCError(ConduitError):
             cls.code = _snake_case(cls.__name__)
         if not isinstance(cls.code, str):
             raise TypeError(f"the code of {cls.__qualname__} must be text, not {cls.code!r}")
+        hints = inspect.get_annotations(cls)
+        _check_fixed(cls, hints)
         other = cls._registry.get(cls.code)
         if other is not None and (other.__module__, other.__qualname__) != (
             cls.__module__,
@@ -228,7 +265,6 @@ class RPCError(ConduitError):
         inherited = (
             name for base in cls.__mro__[:0:-1] for name in base.__dict__.get("_fields", ())
         )
-        hints = inspect.get_annotations(cls)
         own = (name for name, hint in hints.items() if "ClassVar" not in str(hint))
         fields = dict.fromkeys((*inherited, *own))
         cls._fields = tuple(name for name in fields if name not in _FIXED and _is_set(cls, name))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import enum
 import inspect
 import pickle
+from collections.abc import Mapping
 from datetime import date
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic_core import core_schema
@@ -135,6 +137,32 @@ def test_a_class_of_the_same_name_in_another_module_is_another_class() -> None:
     assert type(RPCError.from_wire("defined_twice", "x", {})) is again is not first
     with pytest.raises(TypeError, match=r"'defined_twice' belongs to shop\.errors\.DefinedTwice"):
         define("billing.errors")
+
+
+@pytest.mark.parametrize("hint", ["int", int, "int | None", Literal[404], Annotated[bytes, 1]])
+def test_a_code_that_is_annotated_as_something_else_than_text_is_refused(hint: Any) -> None:
+    with pytest.raises(TypeError, match=r"Http annotates `code` as .*give the attribute a name"):
+        type("Http", (RPCError,), {"__annotations__": {"code": hint}, "__module__": __name__})
+    assert type(RPCError.from_wire("http", "x", {})) is RPCError, "it has taken no code"
+
+
+def test_what_every_error_has_may_be_annotated_as_what_it_is() -> None:
+    fits: list[tuple[str, Any]] = [
+        ("code", "str"),
+        ("code", Literal["fits"]),
+        ("code", ClassVar[str]),
+        ("code", enum.Enum("Level", ["LOW"])),
+        ("code", "NotKnownYet"),
+        ("message", "str | None"),
+        ("details", Mapping[str, Any]),
+        ("details", dict[str, int]),
+    ]
+    for name, hint in fits:
+        body = {"__annotations__": {name: hint}, "__module__": __name__, "code": "fits"}
+        assert issubclass(type("Fits", (RPCError,), body), RPCError)
+    for name, what in (("message", "text"), ("details", "a map")):
+        with pytest.raises(TypeError, match=f"the {name} of an RPCError is {what}"):
+            type("No", (RPCError,), {"__annotations__": {name: list[str]}, "__module__": __name__})
 
 
 # Over the wire

@@ -23,7 +23,7 @@ from ..idempotency import IdempotencyStore, MemoryStore
 from ..protocol.payload import UNSENDABLE, Encoder
 from .answers import Response
 from .handling import Handled, PartOf, work_for
-from .running import Handler, again, as_rpc_error, is_let_out
+from .running import Handler, again, as_rpc_error, is_let_out, text_of
 from .threads import ThreadFuture, run_in_thread
 
 __all__ = ["KEPT", "Keyed"]
@@ -307,7 +307,8 @@ def _with_headers(result: Any, headers: dict[str, Any] | None) -> Response[Any]:
 def _may_pass(error: RPCError) -> bool:
     """Whether an error is no answer, because the same call may succeed, or was not made."""
     passing = isinstance(error, Unavailable)
-    return error.details.get("executed") is False or bool(error.details.get("retryable", passing))
+    details = error.details if isinstance(error.details, dict) else {}  # it can be set to anything
+    return details.get("executed") is False or bool(details.get("retryable", passing))
 
 
 def _pack(encoder: Encoder, parameters: str, answer: Response[Any]) -> bytes:
@@ -319,11 +320,12 @@ def _pack(encoder: Encoder, parameters: str, answer: Response[Any]) -> bytes:
 
 
 def _pack_error(encoder: Encoder, parameters: str, error: RPCError) -> bytes:
+    told = [parameters, error.code, text_of(error.message)]
     try:
-        return bytes(encoder.pack([parameters, error.code, str(error.message), error.to_wire()]))
+        return bytes(encoder.pack([*told, error.to_wire()]))
     except UNSENDABLE:
         logger.exception("the details of %s cannot be kept", type(error).__name__)
-        return bytes(encoder.pack([parameters, error.code, str(error.message), {}]))
+        return bytes(encoder.pack([*told, {}]))
 
 
 def _unpack(kept: bytes) -> tuple[str, _Answer]:

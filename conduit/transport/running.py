@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import reprlib
 import secrets
 import traceback
 import types
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
@@ -172,16 +174,20 @@ def as_rpc_error(error: BaseException, name: str, *, debug: bool) -> RPCError:
         name: The handler.
         debug: Tell the traceback of an unexpected error too, which else stays in the log.
     """
+    what = "handler %r failed, error id %s"
     if isinstance(error, RPCError):
-        return _as_of_this_call(error)
+        if _is_sendable_code(error.code):
+            return _as_of_this_call(error)
+        # A peer would close the connection for it, and with it end the calls of everybody else.
+        kind = f"{type(error).__name__}, whose code is {reprlib.repr(error.code)} and not text"
+        what = f"handler %r raised {kind.replace('%', '%%')}, error id %s"
     if isinstance(error, asyncio.CancelledError):
         return CallCancelled(f"{name!r} was cancelled by the side that ran it")
     error_id = secrets.token_hex(8)
-    text = "handler %r failed, error id %s"
     if _is_misfit(error):
-        text = "what handler %r gives back does not fit its annotation, error id %s"
+        what = "what handler %r gives back does not fit its annotation, error id %s"
     logger.error(
-        text,
+        what,
         name,
         error_id,
         exc_info=(type(error), error, error.__traceback__),
@@ -206,6 +212,18 @@ def exit_behind(loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
 
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         loop.call_soon(leave)
+
+
+def _is_sendable_code(code: object) -> bool:
+    """Whether what an error has for its code is text on the wire, as the value of an `Enum` is."""
+    value = code.value if isinstance(code, Enum) else code
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _is_misfit(error: BaseException) -> bool:

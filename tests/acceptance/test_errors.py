@@ -144,6 +144,61 @@ async def test_an_error_that_cannot_be_rebuilt_does_not_break_the_connection() -
         assert client.connection is connection and not connection.away
 
 
+class Upstream(RPCError):
+    """An error whose `code` is set to what is no code."""
+
+    def __init__(self, code: Any) -> None:
+        super().__init__("upstream said no")
+        self.code = code
+
+
+@pytest.mark.parametrize("code", [404, None, "\udc80", b"no"])
+async def test_a_code_that_is_no_text_fails_one_call_and_leaves_the_connection(
+    code: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fetch() -> None:
+        raise Upstream(code)
+
+    async def tell(message: Any) -> None:
+        raise Upstream(code)
+
+    server = new_server()
+    server.rpc(fetch)
+
+    @server.rpc
+    async def fetch_all(stream: Stream[int]) -> None:
+        await stream.send(1)
+        raise Upstream(code)
+
+    @server.on("fetch")
+    async def tell_server(client: Connection, message: Any) -> None:
+        raise Upstream(code)
+
+    async with server:
+        client = new_client(server)
+        client.rpc(fetch)
+        client.on("fetch")(tell)
+        async with client:
+            (peer,) = server.connections.values()
+            connection = client.connection
+            asked = [
+                client.rpc.call("fetch"),
+                client.rpc.call("fetch", key="k"),
+                client.rpc.call("fetch", key="k"),
+                client.rpc.stream("fetch_all").result(),
+                client.request("fetch"),
+                peer.rpc.call("fetch"),
+                peer.request("fetch"),
+            ]
+            for call in asked:
+                with pytest.raises(InternalError) as caught:
+                    await within(call)
+                error_id = caught.value.error_id
+                (told,) = (r.getMessage() for r in caplog.records if error_id in r.getMessage())
+                assert f"raised Upstream, whose code is {code!r} and not text" in told
+            assert client.connection is connection and not connection.away
+
+
 @pytest.mark.parametrize("debug", [True, False])
 async def test_a_traceback_is_shown_only_to_who_debugs(debug: bool) -> None:
     server = new_server(debug=debug)

@@ -530,6 +530,17 @@ async def test_an_error_whose_details_cannot_be_sent_is_kept_without_them(
         assert "cannot be kept" in caplog.text
 
 
+async def test_an_error_whose_text_cannot_be_sent_is_kept_as_what_can() -> None:
+    till = Till()
+    async with running(till) as (one, _):
+        till.errors = [RPCError("\udc80")]
+        for _ in range(2):
+            with pytest.raises(RPCError) as caught:
+                await within(charge(one))
+            assert (type(caught.value), caught.value.message) == (RPCError, "?")
+        assert till.begun == 1
+
+
 # Lost connections
 
 
