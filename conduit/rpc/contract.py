@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, RootModel
 
+from .generics import bound_variables, owner_of, substituted
+
 __all__ = ["Contract", "called", "contract_of", "idempotent", "lone_model"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,23 +24,27 @@ class Contract(NamedTuple):
 
     Attributes:
         signature: The parameters.
-        hints: The annotations as objects, the one of the result as `return`.
+        hints: The annotations as objects, the one of the result as `return`. What is known of
+            type variables stands in their place.
         description: The docstring, or nothing.
         idempotent: Whether it may run twice; see `idempotent`.
+        owner: The class in whose body the function stands, if that is known.
     """
 
     signature: inspect.Signature
     hints: dict[str, Any]
     description: str
     idempotent: bool
+    owner: type | None = None
 
 
-def contract_of(function: Callable[..., Any], name: str) -> Contract:
+def contract_of(function: Callable[..., Any], name: str, cls: Any = None) -> Contract:
     """Return what a function promises.
 
     Args:
         function: The function, or whatever else can be called.
         name: Its name in errors.
+        cls: The class of which it is a method, if the function does not say so itself.
 
     Raises:
         TypeError: The signature cannot be read, or an annotation cannot be resolved.
@@ -50,15 +56,22 @@ def contract_of(function: Callable[..., Any], name: str) -> Contract:
         signature = inspect.signature(_without_wrapped(function))
     except ValueError as exc:
         raise TypeError(f"handler {name!r} has no signature that could be read: {exc}") from exc
+    below = _underlying(function)
+    cls = _class_of(function) if cls is None else cls
+    owner = owner_of(below, cls)
     try:
-        hints = typing.get_type_hints(_underlying(function), include_extras=True)
+        # What a class has in brackets behind its name is no name where its module looks it up.
+        names = {one.__name__: one for one in getattr(owner, "__type_params__", ())} or None
+        hints = typing.get_type_hints(below, localns=names, include_extras=True)
+        known = {} if owner is None else bound_variables(cls, owner)
+        hints = {key: substituted(hint, known) for key, hint in hints.items()}
     except Exception as exc:
         raise TypeError(
             f"an annotation of handler {name!r} cannot be resolved: {exc}; "
             "it must be importable at module level where the handler is defined"
         ) from exc
     marked = bool(getattr(function, _MARK, False) or getattr(called(function), _MARK, False))
-    return Contract(signature, hints, inspect.getdoc(function) or "", marked)
+    return Contract(signature, hints, inspect.getdoc(function) or "", marked, owner)
 
 
 def idempotent(function: F) -> F:
@@ -127,3 +140,16 @@ def _underlying(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that is behind a partial or a callable object."""
     function = _below_partials(function)
     return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _class_of(function: Callable[..., Any]) -> Any:
+    """Return the class of the object that is called or whose method is; None for a function."""
+    function = _below_partials(function)
+    if inspect.ismethod(function):
+        holder = function.__self__
+        return (
+            holder if isinstance(holder, type) else getattr(holder, "__orig_class__", type(holder))
+        )
+    return (
+        None if inspect.isroutine(function) else getattr(function, "__orig_class__", type(function))
+    )

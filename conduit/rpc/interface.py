@@ -17,7 +17,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from ..transport.stream_call import StreamCall
 from ..transport.streaming import Stream
 from .contract import Contract, called, contract_of, lone_model
+from .generics import check_bound
 from .streams import TAKES, check_parameter, is_a, item_of, shown
 from .validation import adapter_of
 
@@ -102,7 +103,10 @@ def operations(interface: Any, style: Style = ASYNC) -> list[Operation]:
             text names it and says why.
     """
     if not isinstance(interface, type):
-        raise TypeError(f"an interface is a class, such as a typing.Protocol, not {interface!r}")
+        text = f"an interface is a class, such as a typing.Protocol, not {interface!r}"
+        if isinstance(generic := get_origin(interface), type):
+            text += f"; class Mine({generic.__name__}[...], Protocol) makes one of it"
+        raise TypeError(text)
     found = [_operation(interface, name, style) for name in dict.fromkeys(_public(interface))]
     if not found:
         raise TypeError(f"{interface.__name__} has no public methods, so there is nothing to call")
@@ -126,7 +130,9 @@ def _operation(interface: type, name: str, style: Style) -> Operation:
             f"{place} {what}, and a peer has nothing but methods; let its name begin with _ "
             "to keep it out of the interface"
         )
-    contract = _without_fields(_without_self(contract_of(function, place), place), place)
+    contract = _without_self(contract_of(function, place, interface), place)
+    check_bound(place, contract.hints, contract.owner)
+    contract = _without_fields(contract, place)
     parameters = list(contract.signature.parameters.values())
     takes = [p for p in parameters if is_a(contract.hints.get(p.name), *style.items)]
     _check_parameters(place, parameters, contract, style)
@@ -224,7 +230,7 @@ def _returned(
                 f"it `def {function.__name__}(...)`"
             )
         if not streams:
-            return False, Any, Any if isinstance(hint, TypeVar) else hint
+            return False, Any, hint
         return True, *_streamed(hint, style)
     if inspect.iscoroutinefunction(in_the_end):
         if streams:
@@ -232,7 +238,7 @@ def _returned(
                 f"{place} is declared `async def` and returns a stream, which would be a coroutine "
                 f"of a stream; declare it `def {function.__name__}(...) -> AsyncIterator[...]`"
             )
-        return False, Any, Any if isinstance(hint, TypeVar) else hint
+        return False, Any, hint
     if is_a(hint, collections.abc.AsyncGenerator):
         raise TypeError(
             f"{place} is to be annotated AsyncIterator[...]: nothing can be sent into a generator "

@@ -12,7 +12,7 @@ import inspect
 import operator
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Any, Literal, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator, core_schema
@@ -24,6 +24,7 @@ from ..transport.answers import Response
 from ..transport.connection import Connection
 from .context import Context
 from .contract import Contract, called, contract_of, lone_model
+from .generics import check_bound
 from .streams import YIELDS, Declared, shown
 from .validation import AS_SENT, AS_TAKEN, adapter_of, finisher, invalid_params
 
@@ -372,6 +373,12 @@ def _bound_contract(function: Callable[..., Any], name: str) -> Contract:
             f"handler {name!r} takes `self`, and there is no object yet; register the method of "
             "an object, as in server.rpc(thing.method)"
         )
+    told = {
+        key: contract.hints[key]
+        for key in (*contract.signature.parameters, "return")
+        if key in contract.hints and not is_filled_in(contract.hints[key])
+    }
+    check_bound(f"handler {name!r}", told, contract.owner)
     return contract
 
 
@@ -486,7 +493,7 @@ def _returns_adapter(name: str, hints: Mapping[str, Any]) -> TypeAdapter[Any] | 
     if hint is Response or origin is Response:
         inner = typing.get_args(hint)
         hint = inner[0] if inner else Any
-    if hint is Any or isinstance(hint, TypeVar):
+    if hint is Any:
         return None
     if hint in YIELDS or origin in YIELDS:
         raise TypeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, overload
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
@@ -18,8 +18,6 @@ from conduit.rpc.implementation import implemented
 from conduit.rpc.router import Router
 from conduit.transport.requests import DEFAULT
 from conduit.transport.stream_call import OpenCall
-
-T_co = TypeVar("T_co", covariant=True)
 
 
 class Order(BaseModel):
@@ -232,21 +230,6 @@ async def test_each_kind_of_class() -> None:
     peer = Peer(1)
     await peer.rpc.bind(Renamed).method(5, name="x")
     assert peer.calls == [("method", {"self": 5, "name": "x"}, DEFAULT)]
-
-
-class Box(Protocol[T_co]):
-    async def get(self) -> T_co: ...
-
-    def all(self) -> AsyncIterator[T_co]: ...
-
-
-async def test_a_type_variable_is_anything() -> None:
-    peer = Peer("5")
-    box: Box[Any] = peer.rpc.bind(Box)
-    assert await box.get() == "5"
-    with pytest.raises(ConnectionClosed):
-        await anext(box.all())
-    assert peer.check is None
 
 
 # What is refused when it is bound

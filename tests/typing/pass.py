@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from typing_extensions import assert_type
 
@@ -60,6 +60,25 @@ class Memory(Store):
 
     async def keys(self) -> AsyncIterator[str]:
         yield "a"
+
+
+T = TypeVar("T")
+
+
+class Crud(Protocol[T]):
+    async def get(self, id: int) -> T: ...
+
+    async def put(self, item: T) -> None: ...
+
+
+class Counts(Crud[int], Protocol): ...
+
+
+class CountsService:
+    async def get(self, id: int) -> int:
+        return id
+
+    async def put(self, item: int) -> None: ...
 
 
 class CalculatorService:
@@ -119,6 +138,7 @@ def serve(server: Server, client: Client) -> None:
     client.serve(Calculator, CalculatorService())
     server.serve(Store, Memory())
     server.serve(Memory, Memory())
+    server.serve(Counts, CountsService())
 
 
 async def look_up(name: str) -> User | str | None:
@@ -147,6 +167,7 @@ def with_roles(server: Server, verifiers: dict[str, str]) -> None:
 
 
 async def call(client: Client, connection: Connection) -> None:
+    assert_type(await client.rpc.bind(Counts).get(3), int)
     calculator = client.rpc.bind(Calculator)
     assert_type(calculator, Calculator)
     assert_type(connection.rpc.bind(Calculator), Calculator)

@@ -1,0 +1,139 @@
+"""What the type variables of a generic class stand for, in a class that is derived from it.
+
+    class Crud(Protocol[T]):
+        async def get(self, id: int) -> T: ...
+
+    class Cats(Crud[Cat], Protocol): ...
+
+In `Cats` the annotation of `get` is `Cat`, as for type checkers. A variable that no class has bound
+says nothing to whoever has to validate a value, so it is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel
+from typing_extensions import ParamSpec, TypeVarTuple
+
+__all__ = ["bound_variables", "check_bound", "owner_of", "substituted"]
+
+_VARIABLES = (TypeVar, typing.ParamSpec, ParamSpec, TypeVarTuple)
+
+Known = Mapping[Any, Any]
+"""Type variables, and what stands for each."""
+
+
+def owner_of(function: Any, cls: Any) -> type | None:
+    """Return the class that has a function in its body, among a class and its bases."""
+    function = getattr(function, "__func__", function)
+    for base in getattr(_class(cls), "__mro__", ()):
+        if any(getattr(one, "__func__", one) is function for one in vars(base).values()):
+            found: type = base
+            return found
+    return None
+
+
+def bound_variables(cls: Any, owner: type) -> Known:
+    """Return what stands for the variables of a class in one that is derived from it.
+
+    Args:
+        cls: The class, or one with types in brackets.
+        owner: The class itself, or one of its bases.
+    """
+    made = _class(cls)
+    known = _given(cls)
+    if made is owner:
+        return known
+    for base in vars(made).get("__orig_bases__", made.__bases__):
+        if owner in getattr(_class(base), "__mro__", ()):
+            found = bound_variables(_resolved(base, made), owner)
+            if found:  # else another base may say more
+                return {one: substituted(hint, known) for one, hint in found.items()}
+    return {}
+
+
+def substituted(hint: Any, known: Known) -> Any:
+    """Return an annotation with types in place of its variables, as far as they are known."""
+    if isinstance(hint, TypeVar):
+        if hint not in known and getattr(hint, "has_default", bool)():
+            return substituted(hint.__default__, known)  # type: ignore[attr-defined,unused-ignore]
+        return known.get(hint, hint)
+    if _is_model(hint):
+        # `Page[T]` is `Page` itself where both have the same T, so that one is taken for the other.
+        inner: tuple[Any, ...] = _parameters(hint)
+        outcome = tuple(substituted(one, known) for one in inner)
+        return hint if outcome == inner else hint[outcome]
+    inner = get_args(hint)
+    outcome = tuple(substituted(one, known) for one in inner)
+    if outcome == inner:
+        return hint
+    origin: Any = get_origin(hint)
+    if origin is Annotated:
+        outcome = (outcome[0], *hint.__metadata__)
+    if origin is types.UnionType:
+        origin = typing.Union
+    return origin[outcome]
+
+
+def check_bound(place: str, hints: Mapping[str, Any], owner: type | None) -> None:
+    """Refuse annotations with a variable for which nothing stands.
+
+    Args:
+        place: What has the annotations, for the error.
+        hints: They.
+        owner: The class in whose body it stands, if it does.
+    """
+    own = getattr(owner, "__parameters__", ())
+    for name, hint in hints.items():
+        for variable in _variables(hint, own):
+            what = "the result" if name == "return" else repr(name)
+            todo = "write the type, or Any"
+            if owner is not None and variable in own:
+                of = f"{owner.__name__}[...]"
+                todo = f"derive a class from {of} with a type in the brackets, or Any, and use that"
+            raise TypeError(
+                f"{place}: {what} is annotated with the type variable {variable}, and nothing says "
+                f"what it stands for; {todo}"
+            )
+
+
+def _variables(hint: Any, own: tuple[Any, ...]) -> Iterator[Any]:
+    """Yield the variables in an annotation; `own` are those of the class in which it stands."""
+    if isinstance(hint, _VARIABLES):
+        yield hint
+    elif _is_model(hint):
+        bare = hint.__pydantic_generic_metadata__["origin"] is None
+        yield from (one for one in _parameters(hint) if one in own or not bare)
+    else:
+        for one in get_args(hint):
+            yield from _variables(one, own)
+
+
+def _class(hint: Any) -> Any:
+    return get_origin(hint) or hint
+
+
+def _given(cls: Any) -> Known:
+    """Return what stands in the brackets behind a class, by its variables."""
+    parameters, inner = getattr(_class(cls), "__parameters__", ()), get_args(cls)
+    return dict(zip(parameters, inner, strict=True)) if len(parameters) == len(inner) else {}
+
+
+def _resolved(base: Any, cls: type) -> Any:
+    """Return a base of a class with types in place of text in its brackets."""
+    stand_in = types.SimpleNamespace(__annotations__={"base": base})
+    names = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+    return typing.get_type_hints(stand_in, names, include_extras=True)["base"]
+
+
+def _is_model(hint: Any) -> bool:
+    return get_origin(hint) is None and isinstance(hint, type) and issubclass(hint, BaseModel)
+
+
+def _parameters(model: type[BaseModel]) -> tuple[Any, ...]:
+    return model.__pydantic_generic_metadata__["parameters"]
