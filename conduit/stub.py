@@ -62,6 +62,7 @@ _SOURCES: Final = {
     "date": "datetime",
     "datetime": "datetime",
     "deprecated": "typing_extensions",
+    "idempotent": "conduit",
     "time": "datetime",
     "timedelta": "datetime",
 }
@@ -159,7 +160,7 @@ class _Module:
         for name in sorted(self._used & _SOURCES.keys()):
             alias = f"{name} as {self._called(name)}" if name in self._members else name
             source = _SOURCES[name]
-            if self._blocking and source == "conduit":
+            if self._blocking and name == "StreamCall":
                 source = "conduit.blocking"
             sources.setdefault(source, []).append(alias)
         for source in sorted(sources):
@@ -196,6 +197,8 @@ class _Module:
         if len(f"{line} ...") > LINE:
             rows = "".join(f"        {one},\n" for one in parameters)
             line = f"    {first} {name}(\n{rows}    ) -> {returned}:"
+        if method.get("idempotent") is True:
+            line = f"    @{self._type_name('idempotent')}\n{line}"
         if mark := deprecation(method):
             text = mark.removeprefix("deprecated").removeprefix(": ") or "it is deprecated"
             line = f"    @{self._type_name('deprecated')}({repr(text)})\n{line}"

@@ -30,7 +30,16 @@ from pydantic import BaseModel, ConfigDict, RootModel
 from typer.testing import CliRunner
 from typing_extensions import NotRequired, TypeAliasType, TypedDict, deprecated
 
-from conduit import InterfaceMismatch, Server, Stream, blocking
+from conduit import (
+    InterfaceMismatch,
+    Retry,
+    RPCError,
+    Server,
+    Stream,
+    blocking,
+    idempotent,
+    options,
+)
 from conduit.__main__ import app
 from conduit.rpc.interface import operations
 from conduit.rpc.method import Method
@@ -110,10 +119,16 @@ class Times(BaseModel):
 class Desk(Protocol):
     async def rent(self, days: int, *, window: bool = False) -> str: ...
 
+    @idempotent
+    async def leave(self, desk: int) -> int: ...
+
 
 class Desks:
     async def rent(self, days: int, *, window: bool = False) -> str:
         return f"{days} {window}"
+
+    async def leave(self, desk: int) -> int:
+        return desk
 
 
 def new_server() -> Server:
@@ -258,7 +273,8 @@ async def use(client: Client) -> None:
     async for word in hub.upper(words()):
         upper: str = word
     rented: str = await hub.rent(3, window=True)
-    print(total, due, colour, named, line, tree, text, trained, summed, rented)
+    left: int = await hub.leave(desk=3)
+    print(total, due, colour, named, line, tree, text, trained, summed, rented, left)
 
 
 async def words() -> AsyncIterator[str]:
@@ -271,6 +287,7 @@ async def wrong(client: Client) -> None:
     await hub.orders([], by="blue")  # expect
     missing: str = await hub.add(1)  # expect
     await hub.nothing()  # expect
+    await hub.leave("3")  # expect
     print(missing, timedelta(1))
 """
 
@@ -290,7 +307,7 @@ def lines() -> Iterator[Line]:
 
 def use(client: Client) -> None:
     hub = client.rpc.bind(TheHub)
-    total: int = hub.add(1) + hub.add(a=1, b=2) + hub.total(1, lines())
+    total: int = hub.add(1) + hub.add(a=1, b=2) + hub.total(1, lines()) + hub.leave(1)
     first: Line = next(hub.count(3))
     for counted in hub.count(3):
         pieces: int = counted.pieces
@@ -382,6 +399,7 @@ async def test_calls_through_the_module(tmp_path: Path) -> None:
             assert [word async for word in api.upper(words())] == ["A"]
             assert await api.größe() == 5
             assert await api.rent(3, window=True) == "3 True"
+            assert await api.leave(3) == 3
 
 
 async def test_calls_through_the_module_of_a_blocking_client(tmp_path: Path) -> None:
@@ -403,6 +421,46 @@ async def test_calls_through_the_module_of_a_blocking_client(tmp_path: Path) -> 
         await within(asyncio.to_thread(use, server.address))
 
 
+@pytest.mark.parametrize("flags", [(), ("--blocking",)])
+async def test_methods_that_are_idempotent_are_made_again(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    server = Server(host="127.0.0.1", port=0, name="the hub")
+    asked: list[str] = []
+
+    @server.rpc("idempotent")
+    @idempotent
+    async def shadows(again: bool) -> int:
+        asked.append("idempotent")
+        if len(asked) == 1:
+            raise RPCError("not now", details={"retryable": True})
+        return len(asked)
+
+    @server.rpc
+    async def once() -> None:
+        asked.append("once")
+        raise RPCError("not now", details={"retryable": True})
+
+    def use(at: tuple[str, int]) -> None:
+        with blocking.Client("tcp://{}:{}".format(*at)) as client:
+            api: Any = options(client.rpc.bind(hub.TheHub), retry=Retry(pause=0.001))
+            assert api.idempotent(True) == 2
+            with pytest.raises(RPCError, match="not now"):
+                api.once()
+
+    async with server:
+        hub = await generated(server, tmp_path, *flags)
+        if flags:
+            await within(asyncio.to_thread(use, server.address))
+        else:
+            async with new_client(server, password=None) as client:
+                api: Any = options(client.rpc.bind(hub.TheHub), retry=Retry(pause=0.001))
+                assert await api.idempotent(again=True) == 2
+                with pytest.raises(RPCError, match="not now"):
+                    await api.once()
+    assert asked == ["idempotent", "idempotent", "once"]
+
+
 async def test_what_an_interface_cannot_have_is_left_out_and_named(tmp_path: Path) -> None:
     hub = await written(tmp_path)
     assert hub.__doc__ is not None
@@ -421,6 +479,8 @@ async def test_words_and_marks_are_kept(tmp_path: Path) -> None:
     )
     assert hub.TheHub.sum_of.__deprecated__ == "use 'add' instead"
     assert hub.Order.__doc__ == "What somebody wants."
+    marked = {one.name for one in operations(hub.TheHub) if one.contract.idempotent}
+    assert marked == {"leave"}
     source = (tmp_path / "hub.py").read_text("utf-8")
     assert "    async def add(self, a: int, b: int = 0) -> int:\n" in source
     assert "    def count(self, to: int) -> AsyncIterator[Line]: ...\n" in source
@@ -755,6 +815,7 @@ METHODS = st.fixed_dictionaries(
         "items": SCHEMAS,
         "argument": st.fixed_dictionaries({}, optional={"name": NAMES, "items": SCHEMAS}) | PLAIN,
         "deprecated": PLAIN,
+        "idempotent": PLAIN,
         "examples": st.lists(SCHEMAS, max_size=2) | PLAIN,
     },
 )
