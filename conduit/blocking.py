@@ -313,7 +313,7 @@ class Client:
         return self._client.status
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> Connection[Any]:
         """The connection, to be looked at; its methods are for `async def` handlers and hooks.
 
         Raises:

@@ -123,7 +123,7 @@ class Client(ClientLife):
         return self._offline.status
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> Connection[Any]:
         """The connection.
 
         Raises:

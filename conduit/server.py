@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 _BROADCAST = word(FrameType.MESSAGE, PRIORITY)
 
-Exclude = Connection | str | Iterable["Connection | str"] | None
+Exclude = Connection[Any] | str | Iterable["Connection[Any] | str"] | None
 
 
 class Server:
@@ -262,11 +262,11 @@ class Server:
         return self._address
 
     @property
-    def connections(self) -> Mapping[str, Connection]:
+    def connections(self) -> Mapping[str, Connection[Any]]:
         """The clients that are logged in, by connection id; `away` says who has lost the link."""
         return MappingProxyType(self._clients.connected)
 
-    async def peer(self, identity: str, *, wait: float = 0.0) -> Connection:
+    async def peer(self, identity: str, *, wait: float = 0.0) -> Connection[Any]:
         """Find a client by who has logged in; of several the one that came last.
 
         Cancelling the wait changes nothing.

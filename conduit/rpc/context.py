@@ -43,9 +43,9 @@ class Context:
         return cls(handled)
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> Connection[Any]:
         """Who calls."""
-        connection: Connection = self._handled.connection
+        connection: Connection[Any] = self._handled.connection
         return connection
 
     @property

@@ -33,10 +33,15 @@ class Player:
     score: int = 0
 
 
+def greet(player: Connection[Player]) -> None: ...
+
+
 def remember(typed: Connection[Player], plain: Connection) -> None:
     typed.state.scores += 1  # expect: no such attribute
     typed.state["score"] = 1  # expect: a Player is no dict
     plain.state.score += 1  # expect: a dict has no such attribute
+    greet(typed)
+    greet(plain)  # expect: a dict is no Player
 
 
 async def words() -> AsyncIterator[str]:

@@ -12,6 +12,7 @@ from typing_extensions import assert_type
 from conduit import (
     Client,
     Connection,
+    Context,
     Response,
     Retry,
     Server,
@@ -19,6 +20,7 @@ from conduit import (
     Stream,
     StreamCall,
     User,
+    blocking,
     idempotent,
     options,
 )
@@ -131,6 +133,29 @@ def remember(server: Server, plain: Connection) -> None:
         connection.state.score += points
         assert_type(connection.state, Player)
         return connection.state.score
+
+
+def greet(player: Connection[Player]) -> int:
+    return player.state.score
+
+
+def tell(plain: Connection) -> None:
+    plain.state["told"] = True
+
+
+async def find(server: Server, client: Client, threads: blocking.Client, context: Context) -> None:
+    """A connection that the library gives is one of whatever the application says."""
+    found = await server.peer("ann")
+    for connection in (*server.connections.values(), found, context.connection):
+        assert_type(connection, Connection[Any])
+        greet(connection)
+        tell(connection)
+        await server.broadcast("joined", exclude=connection)
+    greet(client.connection)
+    greet(threads.connection)
+    player: Connection[Player] = context.connection
+    await server.broadcast("joined", exclude=player)
+    await server.broadcast("joined", exclude=[player, found.id])
 
 
 def serve(server: Server, client: Client) -> None:
