@@ -336,6 +336,35 @@ class Client:
         """Send a message to the server; see `conduit.Connection.send`."""
         self._run(self._client.send, name, data, ack=ack)
 
+    @overload
+    def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+    ) -> Any: ...
+
+    @overload
+    def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: type[T],
+    ) -> T: ...
+
+    @overload
+    def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: Any,
+    ) -> Any: ...
+
     def request(
         self,
         name: str,

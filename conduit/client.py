@@ -15,6 +15,7 @@ from .transport.requests import DEFAULT, Default
 __all__ = ["Client", "ClientCaller", "Status"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 class Client(ClientLife):
@@ -146,6 +147,35 @@ class Client(ClientLife):
     async def send(self, name: str, data: Any = None, *, ack: bool = False) -> None:
         """Send a message to the server; see `Connection.send`."""
         await (self._connection or self._offline).send(name, data, ack=ack)
+
+    @overload
+    async def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+    ) -> Any: ...
+
+    @overload
+    async def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: type[T],
+    ) -> T: ...
+
+    @overload
+    async def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: Any,
+    ) -> Any: ...
 
     async def request(
         self,

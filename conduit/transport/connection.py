@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from ..exceptions import ConnectionClosed, ConnectionLost, ProtocolError, Unavailable
 from ..protocol.cndt import State
@@ -39,6 +39,8 @@ from .stream_call import OpenCall
 from .streaming import Streams
 
 __all__ = ["CANCEL_TIME", "Connection", "outlast_links"]
+
+T = TypeVar("T")
 
 CANCEL_TIME = 1.0
 """Seconds that handlers have for their clean-up when they are cancelled at the end of a drain."""
@@ -112,6 +114,35 @@ class Connection(Life[S]):
             await self._messages.request(name, data)
         else:
             await self._messages.send(name, data)
+
+    @overload
+    async def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+    ) -> Any: ...
+
+    @overload
+    async def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: type[T],
+    ) -> T: ...
+
+    @overload
+    async def request(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None | Default = DEFAULT,
+        returns: Any,
+    ) -> Any: ...
 
     async def request(
         self,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from conduit import Client, Connection, Server, StreamCall, User, options
+from conduit import Client, Connection, Server, StreamCall, User, blocking, options
 
 
 class Calculator(Protocol):
@@ -81,6 +81,12 @@ async def bind(client: Client) -> None:
     client.rpc.bind(5)  # expect: no class
     store: Store = client.rpc.bind(Calculator)  # expect: another interface
     await store.read("key")
+
+
+async def ask(client: Client, connection: Connection, threads: blocking.Client) -> None:
+    (await client.request("turn", returns=int)).upper()  # expect: the type of the answer
+    (await connection.request("turn", returns=int)).upper()  # expect: the type of the answer
+    threads.request("turn", returns=int).upper()  # expect: the type of the answer
 
 
 class Memory(Store):

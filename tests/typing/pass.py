@@ -226,6 +226,19 @@ async def call(client: Client, connection: Connection) -> None:
     assert_type(client.rpc.bind(Memory), Memory)
 
 
+async def ask(client: Client, connection: Connection, threads: blocking.Client) -> None:
+    """What `returns=` says is what comes; without it, it is anything."""
+    assert_type(await client.request("turn", 5, returns=Progress, timeout=2), Progress)
+    assert_type(await connection.request("turn", returns=int), int)
+    assert_type(threads.request("turn", 5, returns=str), str)
+    assert_type(await client.request("turn", returns=list[int]), list[int])
+    some: int | None = await client.request("turn", returns=int | None)
+    assert some is None
+    assert_type(await client.request("turn", {"by": 5}), Any)
+    assert_type(await connection.request("turn", returns=None), Any)
+    assert_type(threads.request("turn"), Any)
+
+
 class Desk:
     """Calls by way of an interface, so it can be given anything that has its methods."""
 
