@@ -17,7 +17,8 @@ class IdempotencyStore(Protocol):
     """Keeps answers by their keys; `ServerDescriptor(idempotency=...)` takes one.
 
     The server asks before it runs a handler, and puts the answer in before it sends it. A store
-    that raises in `get` makes the call `Unavailable`, and the handler does not run.
+    that raises in `get` makes the call `Unavailable`, and the handler does not run. A `put` that
+    takes longer than 10 s is cancelled, and the answer sent without having been kept.
     """
 
     async def get(self, key: str) -> bytes | None:

@@ -36,6 +36,8 @@ MOST_LEFT: Final = 1000
 """Handlers that go on although the connections of all their callers have ended."""
 CLEAN_UP: Final = 1.0
 """Seconds that handlers have for their clean-up when they are stopped."""
+KEEPING: Final = 10.0
+"""Seconds that the store has to keep an answer, for which its callers wait."""
 
 _Answer = Response[Any] | RPCError
 
@@ -106,6 +108,10 @@ class Keyed:
             if run.task is not spared:
                 run.stop(Unavailable("the server stops", details={"retryable": True}))
         await self._end(CLEAN_UP, spared)
+        for run in list(self._runs.values()):
+            if run.task is not spared and not run.running:
+                run.task.cancel()  # its store still keeps the answer, or never will
+        await self._end(CLEAN_UP, spared)
 
     async def _end(self, seconds: float, spared: asyncio.Future[Any] | None) -> None:
         tasks = {run.task for run in self._runs.values()} - {spared}
@@ -122,7 +128,7 @@ class Keyed:
                 if handled.connection.closed and len(self._left) < MOST_LEFT:
                     self._left.add(run)
                     run.go_on(self._ttl)
-                else:
+                elif run.running:
                     run.stop(handled.stopped)
                     # A call has its slot until its handler has ended.
                     await asyncio.wait([run.task])
@@ -152,11 +158,21 @@ class Keyed:
         answer, keeps = await self._run(run, once, params)
         if keeps is not None:
             run.running = False  # it has run, so that it is too late to stop it
-            try:
-                await self._store.put(name, keeps, self._ttl)
-            except Exception:
-                logger.exception("the answer of %r was not kept; it may run again", once.name)
+            await self._keep(name, run, keeps)
         return answer
+
+    async def _keep(self, name: str, run: _Run, answer: bytes) -> None:
+        """Have the store keep an answer; a store that never does must not hold up everybody."""
+        limit = asyncio.get_running_loop().call_later(KEEPING, run.task.cancel)
+        try:
+            await self._store.put(name, answer, self._ttl)
+        except asyncio.CancelledError:
+            text = "the store did not take the answer of %r in time; it may run again"
+            logger.error(text, run.handled.name)
+        except Exception:
+            logger.exception("the answer of %r was not kept; it may run again", run.handled.name)
+        finally:
+            limit.cancel()
 
     async def _run(self, run: _Run, once: _Once, params: Any) -> tuple[_Answer, bytes | None]:
         """Run the handler; what is to be kept of the answer stands behind it, if it is."""

@@ -37,6 +37,7 @@ from conduit import (
     blocking,
     options,
 )
+from conduit.transport import keyed
 from tests.acceptance.raw import PASSWORD, TIMEOUT, VERIFIER
 from tests.acceptance.support import (
     FAST_LOGIN,
@@ -764,6 +765,25 @@ async def test_an_answer_is_kept_before_it_is_told() -> None:
         assert store.ttls == [7.0]
         (key,) = store.keys
         assert len(key) == 64 and int(key, 16)
+
+
+async def test_a_store_that_never_keeps_an_answer_holds_nobody_up(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Slow()
+    till = Till(idempotency=store)
+    async with running(till) as (one, _):
+        before = asyncio.all_tasks()
+        with pytest.raises(RPCTimeout):
+            await within(charge(one, timeout=0.05))
+        await until(lambda: len(asyncio.all_tasks() - before) == 1)  # which waits for the store
+        monkeypatch.setattr(keyed, "KEEPING", 0.05)
+        assert await within(charge(one, key="another")) == 2
+        assert "did not take the answer of 'charge' in time" in caplog.text
+        assert store.ttls == []
+        monkeypatch.setattr(keyed, "CLEAN_UP", 0.05)
+        await within(till.server.stop(0))
+    assert not asyncio.all_tasks() - before
 
 
 async def test_answers_are_forgotten_behind_their_time() -> None:
