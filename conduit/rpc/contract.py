@@ -28,13 +28,15 @@ class Contract(NamedTuple):
             type variables stands in their place.
         description: The docstring, or nothing.
         idempotent: Whether it may run twice; see `idempotent`.
-        owner: The class in whose body the function stands, if that is known.
+        cls: The class of which it is a method, if that is known.
+        owner: The one of its bases, or itself, in whose body the function stands.
     """
 
     signature: inspect.Signature
     hints: dict[str, Any]
     description: str
     idempotent: bool
+    cls: Any = None
     owner: type | None = None
 
 
@@ -71,7 +73,7 @@ def contract_of(function: Callable[..., Any], name: str, cls: Any = None) -> Con
             "it must be importable at module level where the handler is defined"
         ) from exc
     marked = bool(getattr(function, _MARK, False) or getattr(called(function), _MARK, False))
-    return Contract(signature, hints, inspect.getdoc(function) or "", marked, owner)
+    return Contract(signature, hints, inspect.getdoc(function) or "", marked, cls, owner)
 
 
 def idempotent(function: F) -> F:

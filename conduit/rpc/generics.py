@@ -80,26 +80,30 @@ def substituted(hint: Any, known: Known) -> Any:
     return origin[outcome]
 
 
-def check_bound(place: str, hints: Mapping[str, Any], owner: type | None) -> None:
-    """Refuse annotations with a variable for which nothing stands.
+def check_bound(place: str, hints: Mapping[str, Any], cls: Any, owner: type | None) -> None:
+    """Refuse annotations with a variable of a class for which nothing stands.
+
+    Those of the function itself, as in `def echo(value: T) -> T`, may be anything in each call.
 
     Args:
         place: What has the annotations, for the error.
         hints: They.
-        owner: The class in whose body it stands, if it does.
+        cls: The class of which it is a method, or None.
+        owner: The one of its bases, or itself, in whose body it stands.
     """
+    bases = getattr(_class(cls), "__mro__", ())
+    generic = {one: base for base in bases for one in getattr(base, "__parameters__", ())}
     own = getattr(owner, "__parameters__", ())
     for name, hint in hints.items():
         for variable in _variables(hint, own):
-            what = "the result" if name == "return" else repr(name)
-            todo = "write the type, or Any"
-            if owner is not None and variable in own:
-                of = f"{owner.__name__}[...]"
-                todo = f"derive a class from {of} with a type in the brackets, or Any, and use that"
-            raise TypeError(
-                f"{place}: {what} is annotated with the type variable {variable}, and nothing says "
-                f"what it stands for; {todo}"
-            )
+            if variable in generic:
+                what = "the result" if name == "return" else repr(name)
+                raise TypeError(
+                    f"{place}: {what} is annotated with the type variable {variable}, and nothing "
+                    f"says what it stands for; derive a class from "
+                    f"{generic[variable].__name__}[...] with a type in the brackets, or Any, and "
+                    "use that"
+                )
 
 
 def _variables(hint: Any, own: tuple[Any, ...]) -> Iterator[Any]:

@@ -17,7 +17,7 @@ import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
@@ -131,7 +131,7 @@ def _operation(interface: type, name: str, style: Style) -> Operation:
             "to keep it out of the interface"
         )
     contract = _without_self(contract_of(function, place, interface), place)
-    check_bound(place, contract.hints, contract.owner)
+    check_bound(place, contract.hints, contract.cls, contract.owner)
     contract = _without_fields(contract, place)
     parameters = list(contract.signature.parameters.values())
     takes = [p for p in parameters if is_a(contract.hints.get(p.name), *style.items)]
@@ -230,7 +230,7 @@ def _returned(
                 f"it `def {function.__name__}(...)`"
             )
         if not streams:
-            return False, Any, hint
+            return False, Any, Any if isinstance(hint, TypeVar) else hint
         return True, *_streamed(hint, style)
     if inspect.iscoroutinefunction(in_the_end):
         if streams:
@@ -238,7 +238,7 @@ def _returned(
                 f"{place} is declared `async def` and returns a stream, which would be a coroutine "
                 f"of a stream; declare it `def {function.__name__}(...) -> AsyncIterator[...]`"
             )
-        return False, Any, hint
+        return False, Any, Any if isinstance(hint, TypeVar) else hint
     if is_a(hint, collections.abc.AsyncGenerator):
         raise TypeError(
             f"{place} is to be annotated AsyncIterator[...]: nothing can be sent into a generator "

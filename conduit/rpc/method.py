@@ -12,7 +12,7 @@ import inspect
 import operator
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, TypeVar, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator, core_schema
@@ -378,7 +378,7 @@ def _bound_contract(function: Callable[..., Any], name: str) -> Contract:
         for key in (*contract.signature.parameters, "return")
         if key in contract.hints and not is_filled_in(contract.hints[key])
     }
-    check_bound(f"handler {name!r}", told, contract.owner)
+    check_bound(f"handler {name!r}", told, contract.cls, contract.owner)
     return contract
 
 
@@ -493,7 +493,7 @@ def _returns_adapter(name: str, hints: Mapping[str, Any]) -> TypeAdapter[Any] | 
     if hint is Response or origin is Response:
         inner = typing.get_args(hint)
         hint = inner[0] if inner else Any
-    if hint is Any:
+    if hint is Any or isinstance(hint, TypeVar):
         return None
     if hint in YIELDS or origin in YIELDS:
         raise TypeError(

@@ -15,7 +15,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from types import GenericAlias
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -172,7 +172,7 @@ def shown(hint: Any) -> Any:
 def item_of(hint: Any) -> Any:
     """Return the first type in the brackets of an annotation, or Any."""
     arguments = get_args(shown(hint))
-    return arguments[0] if arguments else Any
+    return Any if not arguments or isinstance(arguments[0], TypeVar) else arguments[0]
 
 
 def is_a(hint: Any, *kinds: Any) -> bool:

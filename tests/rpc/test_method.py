@@ -790,6 +790,9 @@ def test_a_result_is_checked_and_made_plain() -> None:
     def anything() -> Any:
         return THE_CONNECTION
 
+    def typed_variable(a: Any) -> T:  # type: ignore[type-var]
+        return a  # type: ignore[no-any-return]
+
     assert call(item, {}) == {"name": "x", "count": 2}
     assert call(items, {}) == [{"name": "x", "count": 1}]
     assert call(loose, {}) == {"name": "x", "count": 1}
@@ -799,6 +802,7 @@ def test_a_result_is_checked_and_made_plain() -> None:
     assert call(coerced, {}) == 5
     assert call(nothing, {}) is None
     assert call(anything, {}) is THE_CONNECTION
+    assert call(typed_variable, {"a": 5}) == 5
 
 
 @pytest.mark.parametrize("annotation", [int, int | None, "int | None", list[int], Item, None])
@@ -1129,7 +1133,7 @@ HINTS: list[Any] = [
     set[int], decimal.Decimal, datetime.datetime, uuid.UUID, Annotated[int, Field(ge=1)], StrictInt,
     Annotated[int, Field(alias="other")], Annotated[int, AfterValidator(named)],
     list[Annotated[int, AfterValidator(named)]], Annotated[int, AfterValidator(omitted)],
-    Annotated[int, AfterValidator(odd)],
+    Annotated[int, AfterValidator(odd)], T,
 ]  # fmt: skip
 VALUES = st.sampled_from(
     [0, 1, 3, "1", "a", "red", 0.5, True, None, b"a", b"\xff", [], [1], [1, "a"], [0, "x"], {},

@@ -6,7 +6,7 @@ import collections.abc
 import functools
 import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,8 @@ from conduit import Connection, Stream
 from conduit.exceptions import InvalidParams
 from conduit.rpc.method import Method
 from conduit.signatures import signature
+
+T = TypeVar("T")
 
 
 class Point(BaseModel):
@@ -221,7 +223,7 @@ async def points(given: AsyncIterator[Point]) -> AsyncIterator[Point]:
         yield point
 
 
-async def loose(given: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def loose(given: AsyncIterator[T]) -> AsyncIterator[Any]:
     async for point in given:
         yield point
 
