@@ -113,7 +113,10 @@ class Client(ClientLife):
     @overload
     def on_reconnect(self) -> Callable[[F], F]: ...
     def on_reconnect(self, function: Any = None) -> Any:
-        """Register a hook `(client)` that runs after a new session was made with the server."""
+        """Register a hook `(client)` that runs after a new session was made with the server.
+
+        Calls and messages that have waited for the session do not wait for the hook.
+        """
         return self._hooks.decorator("reconnect", function)
 
     # What users call.
