@@ -18,7 +18,8 @@ class IdempotencyStore(Protocol):
 
     The server asks before it runs a handler, and puts the answer in before it sends it. A store
     that raises in `get` makes the call `Unavailable`, and the handler does not run. A `put` that
-    takes longer than 10 s is cancelled, and the answer sent without having been kept.
+    takes longer than 10 s is cancelled. That is logged, and so is a `put` that raises, and the
+    answer is sent all the same.
     """
 
     async def get(self, key: str) -> bytes | None:
@@ -32,7 +33,8 @@ class IdempotencyStore(Protocol):
     async def put(self, key: str, answer: bytes, ttl: float) -> None:
         """Keep an answer for `ttl` seconds.
 
-        The answer to the caller waits for this, so that whoever has it is sure that it is kept.
+        The answer to the caller waits for this. If it fails, the answer is not kept: the next call
+        with the key runs again.
         """
         ...
 
