@@ -373,8 +373,9 @@ class Server:
         """Stop: accept nobody, let running handlers end, close every connection.
 
         May be called at any time and more than once, and from a handler, which is then cancelled
-        with its connection. Whoever calls it while the server stops waits for the same end, but for
-        a hook on_shutdown, for which that end waits. Cancelling it leaves the server stopping.
+        with its connection. Whoever calls it while the server stops waits for the same end, within
+        the grace of the first call, but for a hook on_shutdown, for which that end waits.
+        Cancelling it leaves the server stopping.
 
         Args:
             grace: Seconds that running handlers have; then they are cancelled. Their clean-up, the
