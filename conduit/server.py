@@ -277,7 +277,9 @@ class Server:
 
         Raises:
             Unavailable: Nobody has been connected as that. A handler may let it go on to its
-                caller, who may try again.
+                caller, who may try again. With an idempotency key that is kept as the answer, as
+                every error of the library that a handler lets out; with one, `raise
+                Unavailable(...) from error` to have the call run again.
         """
         return await self._clients.peers.find(identity, wait)
 
