@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 from .client_caller import ClientCaller
 from .client_life import ClientLife
 from .descriptors import ClientDescriptor
+from .exceptions import ConnectionClosed
 from .offline import Status
 from .transport.connection import Connection
 from .transport.requests import DEFAULT, Default
@@ -15,6 +16,8 @@ from .transport.requests import DEFAULT, Default
 __all__ = ["Client", "ClientCaller", "Status"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+ClientHook = TypeVar("ClientHook", bound="Callable[[Client], Any]")
+LossHook = TypeVar("LossHook", bound="Callable[[Client, ConnectionClosed], Any]")
 T = TypeVar("T")
 
 
@@ -66,17 +69,17 @@ class Client(ClientLife):
         self._router.add_interface(interface, implementation)
 
     @overload
-    def on_connect(self, function: F) -> F: ...
+    def on_connect(self, function: ClientHook) -> ClientHook: ...
     @overload
-    def on_connect(self) -> Callable[[F], F]: ...
+    def on_connect(self) -> Callable[[ClientHook], ClientHook]: ...
     def on_connect(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs after the first login."""
         return self._hooks.decorator("connect", function)
 
     @overload
-    def on_disconnect(self, function: F) -> F: ...
+    def on_disconnect(self, function: LossHook) -> LossHook: ...
     @overload
-    def on_disconnect(self) -> Callable[[F], F]: ...
+    def on_disconnect(self) -> Callable[[LossHook], LossHook]: ...
     def on_disconnect(self, function: Any = None) -> Any:
         """Register a hook `(client, reason)` that runs whenever the connection is lost or ends.
 
@@ -86,9 +89,9 @@ class Client(ClientLife):
         return self._hooks.decorator("disconnect", function)
 
     @overload
-    def on_resume(self, function: F) -> F: ...
+    def on_resume(self, function: ClientHook) -> ClientHook: ...
     @overload
-    def on_resume(self) -> Callable[[F], F]: ...
+    def on_resume(self) -> Callable[[ClientHook], ClientHook]: ...
     def on_resume(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs when the session goes on over another connection.
 
@@ -97,9 +100,9 @@ class Client(ClientLife):
         return self._hooks.decorator("resume", function)
 
     @overload
-    def on_lost(self, function: F) -> F: ...
+    def on_lost(self, function: LossHook) -> LossHook: ...
     @overload
-    def on_lost(self) -> Callable[[F], F]: ...
+    def on_lost(self) -> Callable[[LossHook], LossHook]: ...
     def on_lost(self, function: Any = None) -> Any:
         """Register a hook `(client, reason)` that runs when the session cannot go on.
 
@@ -109,13 +112,14 @@ class Client(ClientLife):
         return self._hooks.decorator("lost", function)
 
     @overload
-    def on_reconnect(self, function: F) -> F: ...
+    def on_reconnect(self, function: ClientHook) -> ClientHook: ...
     @overload
-    def on_reconnect(self) -> Callable[[F], F]: ...
+    def on_reconnect(self) -> Callable[[ClientHook], ClientHook]: ...
     def on_reconnect(self, function: Any = None) -> Any:
         """Register a hook `(client)` that runs after a new session was made with the server.
 
-        Calls and messages that have waited for the session do not wait for the hook.
+        What others call and send by the client waits until the hooks have ended, but no longer than
+        `connect_timeout`.
         """
         return self._hooks.decorator("reconnect", function)
 
@@ -149,7 +153,7 @@ class Client(ClientLife):
 
     async def send(self, name: str, data: Any = None, *, ack: bool = False) -> None:
         """Send a message to the server; see `Connection.send`."""
-        await (self._connection or self._offline).send(name, data, ack=ack)
+        await self._way.send(name, data, ack=ack)
 
     @overload
     async def request(
@@ -189,8 +193,7 @@ class Client(ClientLife):
         returns: Any = None,
     ) -> Any:
         """Send a message and return what its handler answers; see `Connection.request`."""
-        asked = self._connection or self._offline
-        return await asked.request(name, data, timeout=timeout, returns=returns)
+        return await self._way.request(name, data, timeout=timeout, returns=returns)
 
     async def ping(self) -> float:
         """Measure the time to the server and back, in seconds; see `Connection.ping`."""

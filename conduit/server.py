@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 from .clients import Clients
 from .descriptors import Address, ServerDescriptor
+from .exceptions import ConnectionClosed
 from .hooks import Hooks
 from .protocol.frames import HEADER, PRIORITY, FrameType, word
 from .roles import Roles
@@ -35,6 +36,9 @@ __all__ = ["Server"]
 logger = logging.getLogger("conduit.server")
 
 F = TypeVar("F", bound=Callable[..., Any])
+ServerHook = TypeVar("ServerHook", bound="Callable[[Server], Any]")
+ConnectionHook = TypeVar("ConnectionHook", bound="Callable[[Connection[Any]], Any]")
+LossHook = TypeVar("LossHook", bound="Callable[[Connection[Any], ConnectionClosed], Any]")
 T = TypeVar("T")
 
 _BROADCAST = word(FrameType.MESSAGE, PRIORITY)
@@ -189,37 +193,38 @@ class Server:
         self._router.add_interface(interface, implementation, requires=requires)
 
     @overload
-    def on_startup(self, function: F) -> F: ...
+    def on_startup(self, function: ServerHook) -> ServerHook: ...
     @overload
-    def on_startup(self) -> Callable[[F], F]: ...
+    def on_startup(self) -> Callable[[ServerHook], ServerHook]: ...
     def on_startup(self, function: Any = None) -> Any:
         """Register a hook `(server)` that runs once the address is known, before any client."""
         return self._hooks.decorator("startup", function)
 
     @overload
-    def on_shutdown(self, function: F) -> F: ...
+    def on_shutdown(self, function: ServerHook) -> ServerHook: ...
     @overload
-    def on_shutdown(self) -> Callable[[F], F]: ...
+    def on_shutdown(self) -> Callable[[ServerHook], ServerHook]: ...
     def on_shutdown(self, function: Any = None) -> Any:
         """Register a hook `(server)` that runs when every connection has ended."""
         return self._hooks.decorator("shutdown", function)
 
     @overload
-    def on_client_connect(self, function: F) -> F: ...
+    def on_client_connect(self, function: ConnectionHook) -> ConnectionHook: ...
     @overload
-    def on_client_connect(self) -> Callable[[F], F]: ...
+    def on_client_connect(self) -> Callable[[ConnectionHook], ConnectionHook]: ...
     def on_client_connect(self, function: Any = None) -> Any:
         """Register a hook `(connection)` that runs after the login, before any handler.
 
         A hook that raises refuses the client; the text of an `RPCError` reaches it. Messages that
-        the hook sends arrive first. It cannot call the client, which is not in yet.
+        the hook sends arrive first. It cannot call the client, which is not in yet; a task of
+        `start_task` can.
         """
         return self._hooks.decorator("client_connect", function)
 
     @overload
-    def on_client_away(self, function: F) -> F: ...
+    def on_client_away(self, function: LossHook) -> LossHook: ...
     @overload
-    def on_client_away(self) -> Callable[[F], F]: ...
+    def on_client_away(self) -> Callable[[LossHook], LossHook]: ...
     def on_client_away(self, function: Any = None) -> Any:
         """Register a hook `(connection, reason)` that runs when a client has lost its link.
 
@@ -230,17 +235,17 @@ class Server:
         return self._hooks.decorator("client_away", function)
 
     @overload
-    def on_client_return(self, function: F) -> F: ...
+    def on_client_return(self, function: ConnectionHook) -> ConnectionHook: ...
     @overload
-    def on_client_return(self) -> Callable[[F], F]: ...
+    def on_client_return(self) -> Callable[[ConnectionHook], ConnectionHook]: ...
     def on_client_return(self, function: Any = None) -> Any:
         """Register a hook `(connection)` that runs when a client goes on with its session."""
         return self._hooks.decorator("client_return", function)
 
     @overload
-    def on_client_disconnect(self, function: F) -> F: ...
+    def on_client_disconnect(self, function: LossHook) -> LossHook: ...
     @overload
-    def on_client_disconnect(self) -> Callable[[F], F]: ...
+    def on_client_disconnect(self) -> Callable[[LossHook], LossHook]: ...
     def on_client_disconnect(self, function: Any = None) -> Any:
         """Register a hook `(connection, reason)` that runs once when a client has gone for good.
 

@@ -104,3 +104,18 @@ def serve(server: Server) -> None:
     server.serve(Store, Memory())  # expect: keys() is missing
     server.serve(Store)  # expect: nobody implements it
     server.serve("Store", object())  # expect: no class
+
+
+def hooks(server: Server, client: Client, threads: blocking.Client) -> None:
+    def nothing() -> None: ...
+
+    def number(count: int) -> None: ...
+
+    def one(connection: Connection) -> None: ...
+
+    server.on_startup(nothing)  # expect: it is given the server
+    server.on_client_connect(number)  # expect: it is given the connection
+    server.on_client_disconnect(one)  # expect: it is given the reason as well
+    client.on_connect(number)  # expect: it is given the client
+    client.on_lost(nothing)  # expect: it is given the client and the reason
+    threads.on_reconnect(number)  # expect: it is given the client

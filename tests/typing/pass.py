@@ -12,6 +12,7 @@ from typing_extensions import assert_type
 from conduit import (
     Client,
     Connection,
+    ConnectionClosed,
     Context,
     Response,
     Retry,
@@ -251,3 +252,23 @@ class Desk:
 
 def desk(client: Client) -> Desk:
     return Desk(client.rpc.bind(Calculator))
+
+
+def hooks(server: Server, client: Client, threads: blocking.Client) -> None:
+    @server.on_startup
+    def begun(server: Server) -> None: ...
+
+    @server.on_client_disconnect()
+    async def gone(connection: Connection[Player], reason: Exception, more: int = 0) -> None: ...
+
+    @client.on_disconnect
+    async def lost(*given: object) -> None: ...
+
+    @client.on_connect
+    def come(client: Client) -> object:
+        return client.rpc.call("join")
+
+    @threads.on_lost
+    def over(client: blocking.Client, reason: ConnectionClosed) -> None: ...
+
+    assert_type(over(threads, ConnectionClosed("")), None)
