@@ -430,3 +430,14 @@ def test_all_is_served_that_was_sent_before_the_goodbye_came() -> None:
     assert kept(client) == []
     client.session.release()
     assert client.session.outbox_bytes > 0  # until it is acknowledged
+
+
+def test_a_batch_that_went_on_in_its_middle_is_counted_by_what_was_left_of_it() -> None:
+    session = Session()
+    for first, last in ((1, 4), (5, 6)):
+        session.sent = last
+        session.keep([batch := messages(first, last, 10)], len(batch))
+    assert session.again(2) == [messages(3, 4, 10), messages(5, 6, 10)]
+    assert session.outbox_bytes == len(messages(3, 6, 10))
+    session.acknowledge(4)
+    assert session.outbox_bytes == len(messages(5, 6, 10))
