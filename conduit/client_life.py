@@ -229,10 +229,14 @@ class ClientLife:
         """Call through this connection from now on, or through none."""
         self._connection = self._offline.connection = connection
         self._expected.use(connection)
-        if connection is None:
-            self.rpc.use(self._offline.call, self._offline.stream)
-        else:
-            self.rpc.use(connection.call, connection.stream)
+        self.rpc.use(self._way.call, self._way.stream)
+
+    @property
+    def _way(self) -> Connection | Offline:
+        """What is called and sent goes there."""
+        if self._connection is None or self._offline.unprepared:
+            return self._offline
+        return self._connection
 
     # What the connection calls.
 
@@ -254,9 +258,11 @@ class ClientLife:
         self._going = None
         if self.descriptor.reconnect_enabled:
             connection.keeps = connection.protocol.peer.keeps
+        again = self._offline.status is Status.RECONNECTING
+        self._ready(unprepared=again and "reconnect" in self._hooks)
         self._use(connection)
-        self._send_again(connection)
-        self._ready()
+        if not self._offline.unprepared:
+            self._send_again(connection)
         if older is not None and older.leaving:
             self._left[older] = None
             self._close_surplus()
@@ -303,8 +309,8 @@ class ClientLife:
         self._ready()
         older.take_over(connection, event.accepted, event.rest)
 
-    def _ready(self) -> None:
-        self._offline.become(Status.READY)
+    def _ready(self, *, unprepared: bool = False) -> None:
+        self._offline.become(Status.READY, unprepared=unprepared)
         self._announced = False
         self._attempts.ready()
         self._dialer.succeeded()
@@ -407,7 +413,17 @@ class ClientLife:
             text = f"the client has given up: {reason}; {exc}"
             self._end(ConnectionClosed(reason.reason, code=reason.code, message=text))
             return
-        if not told.done():  # not waited for above, and before what is told below
+        seconds = self.descriptor.connect_timeout
+        loop, connection = asyncio.get_running_loop(), self._connection
+        timer = loop.call_later(seconds, self._prepared, connection, seconds)
+        try:
+            await self._tell_of_return(away, told)
+        finally:
+            timer.cancel()
+            self._prepared(connection)
+
+    async def _tell_of_return(self, away: Connection | None, told: asyncio.Task[None]) -> None:
+        if not told.done():  # not waited for before, and before what is told below
             await asyncio.wait([told])
         if self._connection is None:
             return  # it is lost again already, and another one tells of that
@@ -418,6 +434,17 @@ class ClientLife:
             await asyncio.wait([self._loss_told])
         self._expected.report_later()
         await self._hooks.tell("reconnect", self)
+
+    def _prepared(self, connection: Connection | None, late: float = 0.0) -> None:
+        """Let others use a connection behind the hooks on_reconnect."""
+        if connection is None or connection is not self._connection or not self._offline.unprepared:
+            return
+        if late:
+            text = "a hook on_reconnect has not ended within %g s, and is not waited for any longer"
+            logger.warning(text, late)
+        self._offline.prepared()
+        self._use(connection)
+        self._send_again(connection)
 
 
 def _as_announced(connection: Connection) -> bool:

@@ -29,7 +29,6 @@ from .protocol.session import EPOCH_BYTES, ID_BYTES, Session
 from .rpc.router import Router
 from .transport.background import Background
 from .transport.connection import Connection, outlast_links
-from .transport.handling import LOGIN
 from .transport.life import ACCEPTING, Question
 from .transport.link import SocketLink
 from .transport.loop import Shared
@@ -269,7 +268,6 @@ class Clients:
             self._refuse(connection, "invalid_credentials", REFUSED)
 
     async def _ask_hooks(self, connection: Connection) -> None:
-        LOGIN.set(True)
         try:
             await self._hooks.ask("client_connect", connection)
         except RPCError as exc:

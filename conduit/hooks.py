@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .exceptions import RPCError
+from .transport.hooked import hooked
 
 __all__ = ["Hooks", "check_hook"]
 
@@ -74,9 +75,10 @@ class Hooks:
 
     async def _call(self, name: str, hook: Callable[..., Any], args: tuple[Any, ...]) -> None:
         try:
-            result = hook(*args)
-            if asyncio.iscoroutine(result):
-                await result
+            with hooked(name):
+                result = hook(*args)
+                if asyncio.iscoroutine(result):
+                    await result
         except RPCError as exc:  # a refusal in so many words, and no fault of the hook
             self._logger.info("the hook on_%s %r refuses with %s", name, hook, type(exc).__name__)
             raise

@@ -11,6 +11,7 @@ from .exceptions import ConnectionClosed, RPCTimeout
 from .transport.calls import closed_again
 from .transport.connection import Connection
 from .transport.handling import HANDLING, inherit
+from .transport.hooked import hook_of_caller
 from .transport.requests import DEFAULT, Default, Headers, Params
 from .transport.stream import Check
 from .transport.stream_call import OpenCall
@@ -41,42 +42,77 @@ class Offline:
     """Refuses what needs a connection while there is none, or has it wait for the next.
 
     It waits behind a server that has said that it goes away: then nothing is lost, only late. What
-    such a connection is still asked for comes here as well, see `calls.Elsewhere`.
+    such a connection is still asked for comes here as well, see `calls.Elsewhere`. And at a new
+    server it lets the hooks `on_reconnect` go first, which tell it what it must know.
 
     It has the status of the client and not the client itself, which would otherwise know itself and
     so be freed by garbage collections only.
     """
 
-    __slots__ = ("_changed", "_timeout", "connection", "end", "status", "waits")
+    __slots__ = (
+        "_everybody",
+        "_first",
+        "_timeout",
+        "connection",
+        "end",
+        "status",
+        "unprepared",
+        "waits",
+    )
 
     def __init__(self, timeout: float | None) -> None:
         self.status = Status.IDLE
         self.connection: Connection | None = None
         self.end: ConnectionClosed | None = None
         self.waits = False
+        self.unprepared = False
         self._timeout = timeout
-        self._changed: asyncio.Future[None] | None = None
+        self._first: asyncio.Future[None] | None = None
+        self._everybody: asyncio.Future[None] | None = None
 
-    def become(self, status: Status, end: ConnectionClosed | None = None) -> None:
+    def become(
+        self, status: Status, end: ConnectionClosed | None = None, *, unprepared: bool = False
+    ) -> None:
         """Change the status, and tell whoever waits for that.
 
         Args:
             status: The new one.
             end: Why there will be no connection, unless the application wants none.
+            unprepared: Whether hooks go first; see `prepared`.
         """
         self.status, self.end = status, end
         self.waits = self.waits and status is Status.RECONNECTING
-        changed, self._changed = self._changed, None
-        if changed is not None:
-            changed.set_result(None)
+        self.unprepared = unprepared
+        first, self._first = self._first, None
+        _tell(first)
+        if not unprepared:
+            self._tell_everybody()
+
+    def prepared(self) -> None:
+        """Let everybody use the connection: the hooks that come first have ended."""
+        self.unprepared = False
+        self._tell_everybody()
+
+    def _tell_everybody(self) -> None:
+        everybody, self._everybody = self._everybody, None
+        _tell(everybody)
 
     async def ready(self, seconds: float | None) -> bool:
         """Wait until there is a connection, so many seconds at most; False if there is none."""
-        if self.status in (Status.CONNECTING, Status.RECONNECTING):
-            if self._changed is None:
-                self._changed = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._changed], timeout=seconds)
-        return self.status is Status.READY
+        loop = asyncio.get_running_loop()
+        until = math.inf if seconds is None else loop.time() + seconds
+        while self._must_wait() and (left := until - loop.time()) > 0:
+            if _goes_first():
+                change = self._first = self._first or loop.create_future()
+            else:
+                change = self._everybody = self._everybody or loop.create_future()
+            await asyncio.wait([change], timeout=None if left == math.inf else left)
+        return self.status is Status.READY and not self._must_wait()
+
+    def _must_wait(self) -> bool:
+        if self.unprepared:
+            return not _goes_first()
+        return self.status in (Status.CONNECTING, Status.RECONNECTING)
 
     def error(self) -> ConnectionClosed:
         """Return the error that says why there is no connection."""
@@ -100,7 +136,7 @@ class Offline:
         now = asyncio.get_running_loop().time
         deadline = math.inf if seconds is None else now() + seconds
         left = seconds
-        while self.waits:
+        while self.waits or (self.unprepared and self._must_wait()):
             await self.ready(left)
             left = None if seconds is None else round(deadline - now(), 3)
             if left is not None and left <= 0:
@@ -148,3 +184,13 @@ class Offline:
         """Send a message over the next connection and return what its handler answers."""
         connection, left = await self._next(name, timeout)
         return await connection.request(name, data, timeout=left, returns=returns)
+
+
+def _goes_first() -> bool:
+    """Whether it is a hook that asks, or a handler: the new server may want something for it."""
+    return hook_of_caller() is not None or HANDLING.get() is not None
+
+
+def _tell(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None:
+        waiting.set_result(None)

@@ -31,7 +31,7 @@ LAYERS = [
     {"protocol.login"},
     {"protocol.cndt"},
     {"descriptors"},
-    {"transport.handling"},
+    {"transport.handling", "transport.hooked"},
     {
         "transport.buffers",
         "transport.limited",

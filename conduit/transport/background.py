@@ -8,7 +8,8 @@ from collections.abc import Coroutine
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from .handling import HANDLING, LOGIN
+from .handling import HANDLING
+from .hooked import HOOK
 
 __all__ = ["Background"]
 
@@ -26,7 +27,7 @@ class Background:
         """Start a task that is not part of the handler or hook which may be running now."""
         context = copy_context()
         context.run(HANDLING.set, None)
-        context.run(LOGIN.set, False)
+        context.run(HOOK.set, None)
         task: asyncio.Task[T] = context.run(asyncio.get_running_loop().create_task, coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)

@@ -25,7 +25,8 @@ from ..exceptions import (
 from ..protocol.events import Capabilities
 from ..protocol.frames import SEQUENCED, CloseCode, FrameType, Payload, word
 from ..protocol.payload import LARGE, UNSENDABLE, Encoder, decode
-from .handling import HANDLING, LOGIN, inherit
+from .handling import HANDLING, inherit
+from .hooked import hook_of_caller
 from .line import NOBODY, Line
 from .loop import Sweep
 from .outlet import FLUSH_FRAMES, Outlet
@@ -412,7 +413,7 @@ class Calls:
     async def _stand_in_line(
         self, name: str, deadline: float, seconds: float | None, *, again: bool = False
     ) -> None:
-        if not self._opened and LOGIN.get():
+        if not self._opened and hook_of_caller() == "client_connect":
             raise RuntimeError(
                 f"{name!r} cannot be called before the peer is in, and a hook that its login waits "
                 "for must not wait for that; call it from server.start_task(...)"

@@ -23,7 +23,6 @@ from ..exceptions import RPCError, RPCTimeout
 
 __all__ = [
     "HANDLING",
-    "LOGIN",
     "Handled",
     "Handling",
     "PartOf",
@@ -195,8 +194,6 @@ class PartOf:
 HANDLING: ContextVar[Handling | PartOf | None] = ContextVar("conduit_handling", default=None)
 """Set while a handler runs, and in all that it starts: whoever serves a call must not wait in line
 for a call of its own. Its `handled` tells the handler from what it has started."""
-LOGIN: ContextVar[bool] = ContextVar("conduit_login", default=False)
-"""Set while a hook runs that a login waits for, and in all that it starts."""
 
 
 def current() -> Handled | None:
