@@ -8,7 +8,7 @@ leave behind is told by the end of the hook, for a context cannot be taken back 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 
 __all__ = ["HOOK", "hook_of_caller", "hooked"]
@@ -28,7 +28,7 @@ HOOK: ContextVar[_Hook | None] = ContextVar("conduit_hook", default=None)
 
 
 @contextlib.contextmanager
-def hooked(name: str) -> Iterator[None]:
+def hooked(name: str) -> Generator[None, None, None]:
     """Run a hook: the block does.
 
     Args:
