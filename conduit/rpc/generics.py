@@ -18,11 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
-from typing_extensions import ParamSpec, TypeVarTuple
 
 __all__ = ["bound_variables", "check_bound", "owner_of", "substituted"]
-
-_VARIABLES = (TypeVar, typing.ParamSpec, ParamSpec, TypeVarTuple)
 
 Known = Mapping[Any, Any]
 """Type variables, and what stands for each."""
@@ -108,7 +105,7 @@ def check_bound(place: str, hints: Mapping[str, Any], cls: Any, owner: type | No
 
 def _variables(hint: Any, own: tuple[Any, ...]) -> Iterator[Any]:
     """Yield the variables in an annotation; `own` are those of the class in which it stands."""
-    if isinstance(hint, _VARIABLES):
+    if isinstance(hint, TypeVar):
         yield hint
     elif _is_model(hint):
         bare = hint.__pydantic_generic_metadata__["origin"] is None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Protocol
 
 import pytest
 from pydantic import BaseModel, Field
-from typing_extensions import TypeVar, TypeVarTuple, Unpack
+from typing_extensions import TypeVar
 
 from conduit import Connection, Stream
 from conduit.exceptions import InvalidParams
@@ -26,7 +26,6 @@ from tests.rpc.test_bind import Peer
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K", default=str)
-Ts = TypeVarTuple("Ts")
 NAMED = Field(title="a")
 
 
@@ -256,14 +255,6 @@ class OfOthers(Generic[U]):
         raise NotImplementedError
 
 
-class Tuples(Generic[Unpack[Ts]]):
-    async def get(self) -> tuple[Unpack[Ts]]:
-        raise NotImplementedError
-
-
-class TwoNumbers(Tuples[int, int]): ...
-
-
 class Nowhere(Crud["NotKnown"], Protocol): ...  # type: ignore[name-defined]
 
 
@@ -275,7 +266,6 @@ class Nowhere(Crud["NotKnown"], Protocol): ...  # type: ignore[name-defined]
         (Crate, r"Crate.get: the result is annotated with the type variable ~U"),
         (OfSeveral, r"OfSeveral.all: 'page' .* variable ~T"),
         (OfOthers, r"OfOthers.boxed: the result .* variable ~U"),
-        (TwoNumbers, r"TwoNumbers.get: the result .* variable .*Ts"),
         (Nowhere, r"'Nowhere.get' cannot be resolved: .*'NotKnown'"),
         (Crud[Cat], r"not .*Crud\[.*Cat\]; class Mine\(Crud\[...\], Protocol\) makes one of it"),
     ],
