@@ -338,16 +338,21 @@ async def test_each_call_ends_at_its_own_deadline() -> None:
     async with Pair() as pair:
         gate = Gate(pair.server)
         ended: list[float] = []
+        # Both sides keep a deadline. On a busy machine the peer may be heard before the own timer.
+        heard = 0
 
         async def call(seconds: float) -> None:
-            with pytest.raises(RPCTimeout, match=rf"'hold' within {seconds} s"):
+            nonlocal heard
+            text = rf"'hold' (within {seconds} s|did not end in time)"
+            with pytest.raises(RPCTimeout, match=text) as caught:
                 await pair.client.call("hold", [seconds], timeout=seconds)
+            heard += "did not end" in str(caught.value)
             ended.append(seconds)
 
         await within(asyncio.gather(*map(call, (0.15, 0.01, 0.08))))
         assert ended == [0.01, 0.08, 0.15]
         await until(lambda: len(gate.cancelled) == 3)
-        assert len(pair.client.link.sent(FrameType.CANCEL)) == 3
+        assert len(pair.client.link.sent(FrameType.CANCEL)) == 3 - heard
 
 
 async def test_the_usual_deadline_is_that_of_the_side() -> None:
