@@ -306,7 +306,7 @@ class ClientLife:
         if older is None or not older.away:  # it has ended in the meantime
             connection.fail(ConnectionClosed(reason := "the session is over"), 1000, reason)
             return
-        self._ready()
+        self._ready(unprepared=self._offline.unprepared)
         older.take_over(connection, event.accepted, event.rest)
 
     def _ready(self, *, unprepared: bool = False) -> None:
@@ -318,7 +318,7 @@ class ClientLife:
     def away(self, connection: Connection, reason: ConnectionClosed) -> None:
         """Connect again: the link is lost, and the session is not."""
         if connection is self._connection:  # not one that `disconnect` is about to close
-            self._connect_again(reason, lost=False)
+            self._connect_again(reason, lost=False, unprepared=self._offline.unprepared)
 
     def returned(self, connection: Connection) -> None:
         """Do nothing: who has connected again knows it."""
@@ -336,6 +336,7 @@ class ClientLife:
         elif connection is self._connection:
             self._use(None)
             if status is Status.RECONNECTING:  # it was away for too long, or has gone away
+                self._offline.become(status)  # if its hooks still run, nobody waits for them
                 self._tell_of_loss(connection)
             else:
                 self._lost(connection.reason)
@@ -360,15 +361,18 @@ class ClientLife:
                 logger.warning("connection lost (%s); it is not made again", reason)
                 self._background.start(self._tell_of_break(reason, lost=True))
 
-    def _connect_again(self, reason: ConnectionClosed, *, lost: bool) -> None:
+    def _connect_again(
+        self, reason: ConnectionClosed, *, lost: bool, unprepared: bool = False
+    ) -> None:
         """Make another connection.
 
         Args:
             reason: Why there is none.
             lost: Whether the session is over as well.
+            unprepared: Whether its hooks still run, and still go first.
         """
         self._reason, self._announced = reason, True
-        self._offline.become(Status.RECONNECTING)
+        self._offline.become(Status.RECONNECTING, unprepared=unprepared)
         self._attempts.lost()
         logger.warning("connection lost (%s); connecting again", reason)
         # By a task of its own, because `disconnect` may end the other before its first step.
@@ -412,6 +416,9 @@ class ClientLife:
                 self._connection.fail(reason, CloseCode.ABNORMAL, f"{reason}; {exc}")
             text = f"the client has given up: {reason}; {exc}"
             self._end(ConnectionClosed(reason.reason, code=reason.code, message=text))
+            return
+        if self._connection is away:  # hooks on_reconnect that still run go on, and go first
+            await self._tell_of_return(away, told)
             return
         seconds = self.descriptor.connect_timeout
         loop, connection = asyncio.get_running_loop(), self._connection

@@ -110,9 +110,11 @@ class Offline:
         return self.status is Status.READY and not self._must_wait()
 
     def _must_wait(self) -> bool:
-        if self.unprepared:
-            return not _goes_first()
-        return self.status in (Status.CONNECTING, Status.RECONNECTING)
+        return self.status in (Status.CONNECTING, Status.RECONNECTING) or self._is_behind()
+
+    def _is_behind(self) -> bool:
+        """Whether whoever asks waits for the hooks that go first."""
+        return self.unprepared and not _goes_first()
 
     def error(self) -> ConnectionClosed:
         """Return the error that says why there is no connection."""
@@ -136,7 +138,7 @@ class Offline:
         now = asyncio.get_running_loop().time
         deadline = math.inf if seconds is None else now() + seconds
         left = seconds
-        while self.waits or (self.unprepared and self._must_wait()):
+        while self.waits or self._is_behind():
             await self.ready(left)
             left = None if seconds is None else round(deadline - now(), 3)
             if left is not None and left <= 0:

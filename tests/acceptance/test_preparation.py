@@ -229,6 +229,97 @@ async def test_who_waits_hears_of_it_when_the_client_disconnects_meanwhile() -> 
     assert second.heard == []
 
 
+async def test_the_hook_goes_first_also_when_its_link_is_lost_and_comes_back_meanwhile() -> None:
+    entered, go, resumed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    first, second = Room("first"), Room("second")
+    async with first.server, second.server, Relay(second.server.address) as relay:
+        urls = ["tcp://{}:{}".format(*address) for address in (first.server.address, relay.address)]
+        client = Client(urls, password=PASSWORD, limits=FAST_LOGIN, reconnect_delay=0.01)
+
+        @client.on_reconnect
+        async def join(client: Client) -> None:
+            entered.set()
+            await go.wait()
+            await client.rpc.call("join", retry=Retry(idempotent=True))
+
+        @client.on_resume
+        async def back(client: Client) -> None:
+            resumed.set()
+
+        async def tell(count: int) -> None:
+            for one in range(count):
+                await client.send("note", str(one))
+
+        count = 1000  # more than the window, so that they meet the goodbye
+        async with client:
+            first.server.start_task(first.server.stop(grace=TIMEOUT))
+            telling = asyncio.ensure_future(tell(count))
+            await within(entered.wait())
+            relay.cut()
+            await until(lambda: client.status is Status.RECONNECTING)
+            call = asyncio.ensure_future(client.rpc.call("say", ["while it is away"]))
+            await within(resumed.wait())
+            await round_of_turns()
+            assert second.heard == []
+            go.set()
+            await within(asyncio.gather(telling, call))
+            await until(lambda: f"note {count - 1}" in second.heard)
+    assert second.heard[0] == "join a"
+    notes = [one for one in (*first.heard, *second.heard) if "note" in one]
+    assert notes == [f"note {one}" for one in range(count)]
+
+
+async def test_who_waits_hears_of_it_when_its_link_is_lost_and_does_not_come_back() -> None:
+    entered = asyncio.Event()
+
+    async def join(client: Client) -> None:
+        entered.set()
+        await client.wait_closed()
+
+    first, second = Room("first"), Room("second")
+    async with first.server, second.server, Relay(second.server.address) as relay:
+        urls = ["tcp://{}:{}".format(*address) for address in (first.server.address, relay.address)]
+        known: dict[str, Any] = {"password": PASSWORD, "limits": FAST_LOGIN}
+        client = Client(urls, **known, reconnect_delay=0.01, reconnect_attempts=3)
+        client.on_reconnect(join)
+        async with client:
+            await within(first.server.stop(grace=0))
+            await within(entered.wait())
+            call = asyncio.ensure_future(client.rpc.call("say", ["x"], timeout=None))
+            relay.unplug()
+            with pytest.raises(ConnectionClosed):
+                await within(call)
+    assert second.heard == []
+
+
+async def test_who_waits_goes_on_at_a_server_that_has_forgotten_the_session() -> None:
+    entered, go = asyncio.Event(), asyncio.Event()
+
+    async def join(client: Client) -> None:
+        entered.set()
+        await go.wait()
+        await client.rpc.call("join")
+
+    first, second, third = Room("first"), Room("second"), Room("third")
+    async with first.server, second.server, third.server, Relay(second.server.address) as relay:
+        urls = ["tcp://{}:{}".format(*address) for address in (first.server.address, relay.address)]
+        client = Client(urls, password=PASSWORD, limits=FAST_LOGIN, reconnect_delay=0.01)
+        client.on_reconnect(join)
+        async with client:
+            first.server.start_task(first.server.stop(grace=0))
+            await within(entered.wait())
+            call = asyncio.ensure_future(client.rpc.call("say", ["x"]))
+            relay.target = third.server.address
+            relay.cut()
+            await until(lambda: client.status is Status.RECONNECTING)
+            await until(lambda: client.status is Status.READY)
+            await round_of_turns()
+            assert third.heard == []
+            go.set()
+            assert await within(call) == "third"
+    assert third.heard == ["join a", "join a", "say x"]  # of either session
+
+
 async def test_the_hook_of_a_blocking_client_goes_first_as_well() -> None:
     first, second = Room("first"), Room("second")
     async with first.server, second.server:
