@@ -62,7 +62,7 @@ class ClientLife:
         self._left: dict[Connection, None] = {}
         self._unhandled: list[bytes] = []
         self._attempt: asyncio.Task[None] | None = None
-        self._reconnecting: asyncio.Task[None] | None = None
+        self._reconnecting: set[asyncio.Task[None]] = set()
         self._reason: ConnectionClosed | None = None
         self._announced = False
         self._going: ConnectionClosed | None = None
@@ -112,8 +112,7 @@ class ClientLife:
             self._end()
             if disconnected and isinstance(exc, asyncio.CancelledError):
                 raise ConnectionClosed("disconnected while connecting") from None
-            again = self._reconnecting
-            if self._connection is not None or (again is not None and not again.done()):
+            if self._connection is not None or self._reconnecting:
                 # Cancelled when it was done, and not woken up yet, or when the link was lost.
                 self._announced = True  # nobody has been told of it
                 await self.disconnect()
@@ -154,10 +153,12 @@ class ClientLife:
             RuntimeError: The client has connected in another event loop.
         """
         self._check_loop()
-        tasks = [task for task in (self._attempt, self._reconnecting) if task is not None]
+        tasks = [*self._reconnecting]  # more than one where hooks of a former still run
         if self._attempt is not None:
             self._announced = True  # nobody has been told of a connection
-        self._attempt = self._reconnecting = None
+            tasks.append(self._attempt)
+        self._attempt = None
+        self._reconnecting.clear()
         connection = self._connection
         self._use(None)
         self._end()
@@ -379,7 +380,9 @@ class ClientLife:
         self._disconnect_told = told = self._background.start(
             self._tell_of_break(reason, lost=lost)
         )
-        self._reconnecting = self._background.start(self._reconnect(reason, told))
+        again = self._background.start(self._reconnect(reason, told))
+        self._reconnecting.add(again)
+        again.add_done_callback(self._reconnecting.discard)
 
     async def _tell_of_break(self, reason: ConnectionClosed, *, lost: bool) -> None:
         if (attempt := self._attempt) is not None:  # `on_connect` comes first, if it comes

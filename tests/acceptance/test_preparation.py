@@ -292,6 +292,33 @@ async def test_who_waits_hears_of_it_when_its_link_is_lost_and_does_not_come_bac
     assert second.heard == []
 
 
+async def test_disconnect_cancels_a_hook_whose_link_was_lost_and_came_back_meanwhile() -> None:
+    entered, resumed = asyncio.Event(), asyncio.Event()
+    ended: list[str] = []
+
+    async def hang(client: Client) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    first, second = Room("first"), Room("second")
+    async with first.server, second.server, Relay(second.server.address) as relay:
+        urls = ["tcp://{}:{}".format(*address) for address in (first.server.address, relay.address)]
+        known: dict[str, Any] = {"password": PASSWORD, "limits": FAST_LOGIN}
+        client = Client(urls, **known, reconnect_delay=0.01, connect_timeout=2 * TIMEOUT)
+        client.on_reconnect(hang)
+        client.on_resume(lambda client: resumed.set())
+        async with client:
+            await within(first.server.stop(grace=0))
+            await within(entered.wait())
+            relay.cut()
+            await within(resumed.wait())
+            await within(client.disconnect())
+    assert ended == ["cancelled"]
+
+
 async def test_who_waits_goes_on_at_a_server_that_has_forgotten_the_session() -> None:
     entered, go = asyncio.Event(), asyncio.Event()
 
