@@ -22,6 +22,7 @@ from .rpc.router import Router
 from .transport.background import Background
 from .transport.calls import closed_again
 from .transport.connection import Connection, outlast_links
+from .transport.hooked import AT
 from .transport.life import Question
 from .transport.settings import Settings
 
@@ -255,6 +256,7 @@ class ClientLife:
             reason = "the client disconnects"
             connection.fail(ConnectionClosed(reason), CloseCode.NORMAL, reason)
             return
+        AT.set(connection.id)  # for good, in the context of its link, where its handlers start
         older = self._connection
         self._going = None
         if self.descriptor.reconnect_enabled:
@@ -307,6 +309,7 @@ class ClientLife:
         if older is None or not older.away:  # it has ended in the meantime
             connection.fail(ConnectionClosed(reason := "the session is over"), 1000, reason)
             return
+        AT.set(older.id)  # as above
         self._ready(unprepared=self._offline.unprepared)
         older.take_over(connection, event.accepted, event.rest)
 
@@ -437,6 +440,7 @@ class ClientLife:
             await asyncio.wait([told])
         if self._connection is None:
             return  # it is lost again already, and another one tells of that
+        AT.set(self._connection.id)
         if away is not None and self._connection is away:
             await self._hooks.tell("resume", self)
             return

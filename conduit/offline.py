@@ -11,7 +11,7 @@ from .exceptions import ConnectionClosed, RPCTimeout
 from .transport.calls import closed_again
 from .transport.connection import Connection
 from .transport.handling import HANDLING, inherit
-from .transport.hooked import hook_of_caller
+from .transport.hooked import AT, hook_of_caller
 from .transport.requests import DEFAULT, Default, Headers, Params
 from .transport.stream import Check
 from .transport.stream_call import OpenCall
@@ -28,6 +28,9 @@ class Status(enum.Enum):
     RECONNECTING = "reconnecting"
     CLOSED = "closed"
 
+
+_MAY_HAVE_SENT = {"connect", "resume", "reconnect"}
+"""Hooks that may have sent something to an earlier server, and still run at the next."""
 
 _NOT_CONNECTED = {
     Status.IDLE: "the client is not connected; await client.connect() first",
@@ -97,24 +100,43 @@ class Offline:
         everybody, self._everybody = self._everybody, None
         _tell(everybody)
 
-    async def ready(self, seconds: float | None) -> bool:
-        """Wait until there is a connection, so many seconds at most; False if there is none."""
+    async def ready(self, seconds: float | None, *, in_order: bool = False) -> bool:
+        """Wait until there is a connection, so many seconds at most; False if there is none.
+
+        Args:
+            seconds: None for no end.
+            in_order: Whether it is for a message; see `_goes_first`.
+        """
         loop = asyncio.get_running_loop()
         until = math.inf if seconds is None else loop.time() + seconds
-        while self._must_wait() and (left := until - loop.time()) > 0:
-            if _goes_first():
+        while self._must_wait(in_order) and (left := until - loop.time()) > 0:
+            if self._goes_first(in_order):
                 change = self._first = self._first or loop.create_future()
             else:
                 change = self._everybody = self._everybody or loop.create_future()
             await asyncio.wait([change], timeout=None if left == math.inf else left)
-        return self.status is Status.READY and not self._must_wait()
+        return self.status is Status.READY and not self._must_wait(in_order)
 
-    def _must_wait(self) -> bool:
-        return self.status in (Status.CONNECTING, Status.RECONNECTING) or self._is_behind()
+    def _must_wait(self, in_order: bool) -> bool:
+        return self.status in (Status.CONNECTING, Status.RECONNECTING) or self._is_behind(in_order)
 
-    def _is_behind(self) -> bool:
+    def _is_behind(self, in_order: bool) -> bool:
         """Whether whoever asks waits for the hooks that go first."""
-        return self.unprepared and not _goes_first()
+        return self.unprepared and not self._goes_first(in_order)
+
+    def _goes_first(self, in_order: bool) -> bool:
+        """Whether a hook asks, or a handler of what the new server asks for meanwhile.
+
+        Args:
+            in_order: Whether it is for a message, which must not overtake those that an earlier
+                server has not handled: they are sent behind the hooks.
+        """
+        hook = hook_of_caller()
+        if hook is not None and not (in_order and hook in _MAY_HAVE_SENT):
+            return True
+        if hook is None and HANDLING.get() is None:
+            return False
+        return self.connection is not None and AT.get() == self.connection.id
 
     def error(self) -> ConnectionClosed:
         """Return the error that says why there is no connection."""
@@ -123,7 +145,7 @@ class Offline:
         return ConnectionClosed(_NOT_CONNECTED[self.status])
 
     async def _next(
-        self, name: str, timeout: float | None | Default
+        self, name: str, timeout: float | None | Default, *, in_order: bool = False
     ) -> tuple[Connection, float | None]:
         """Wait for the next connection, if there will be one; the seconds that are left go with it.
 
@@ -138,8 +160,8 @@ class Offline:
         now = asyncio.get_running_loop().time
         deadline = math.inf if seconds is None else now() + seconds
         left = seconds
-        while self.waits or self._is_behind():
-            await self.ready(left)
+        while self.waits or self._is_behind(in_order):
+            await self.ready(left, in_order=in_order)
             left = None if seconds is None else round(deadline - now(), 3)
             if left is not None and left <= 0:
                 raise RPCTimeout(
@@ -177,7 +199,7 @@ class Offline:
 
     async def send(self, name: str, data: Any, *, ack: bool = False) -> None:
         """Send a message over the next connection."""
-        connection, _ = await self._next(name, None)
+        connection, _ = await self._next(name, None, in_order=True)
         await connection.send(name, data, ack=ack)
 
     async def request(
@@ -186,11 +208,6 @@ class Offline:
         """Send a message over the next connection and return what its handler answers."""
         connection, left = await self._next(name, timeout)
         return await connection.request(name, data, timeout=left, returns=returns)
-
-
-def _goes_first() -> bool:
-    """Whether it is a hook that asks, or a handler: the new server may want something for it."""
-    return hook_of_caller() is not None or HANDLING.get() is not None
 
 
 def _tell(waiting: asyncio.Future[None] | None) -> None:

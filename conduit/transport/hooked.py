@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Generator
 from contextvars import ContextVar
 
-__all__ = ["HOOK", "hook_of_caller", "hooked"]
+__all__ = ["AT", "HOOK", "hook_of_caller", "hooked"]
 
 
 class _Hook:
@@ -25,6 +25,8 @@ class _Hook:
 
 
 HOOK: ContextVar[_Hook | None] = ContextVar("conduit_hook", default=None)
+AT: ContextVar[str] = ContextVar("conduit_at", default="")
+"""The id of the connection of a client whose handler runs, or whose hooks tell of its beginning."""
 
 
 @contextlib.contextmanager

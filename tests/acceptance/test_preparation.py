@@ -12,7 +12,7 @@ import pytest
 import conduit.blocking
 from conduit import Client, Connection, ConnectionClosed, Retry, RPCTimeout, Status
 from tests.acceptance.raw import PASSWORD, TIMEOUT, Relay
-from tests.acceptance.support import FAST_LOGIN, new_client, new_server, until, within
+from tests.acceptance.support import FAST_LOGIN, new_client, new_server, round_trips, until, within
 
 Hook = Callable[[Client], Coroutine[Any, Any, None]]
 
@@ -145,12 +145,97 @@ async def test_what_the_new_server_asks_for_meanwhile_is_answered() -> None:
 
         @client.rpc
         async def spell(text: str) -> str:
-            return f"{text} {await client.rpc.call('say', [text])}"
+            name, _ = await asyncio.gather(
+                client.rpc.call("say", [text]), client.send("note", "of a task")
+            )
+            return f"{text} {name}"
 
         move()
         await until(lambda: ready(client) and bool(second.heard))
         assert await within(client.rpc.call("say", ["behind"])) == "second"
-    assert second.heard == ["say me", "tell me second", "say behind"]
+    assert second.heard == ["say me", "note of a task", "tell me second", "say behind"]
+
+
+async def test_a_handler_of_another_server_waits() -> None:
+    entered, go = asyncio.Event(), asyncio.Event()
+
+    async def join(client: Client) -> None:
+        entered.set()
+        await go.wait()
+        await client.rpc.call("join")
+
+    gate = new_server()
+    async with gate, moving(join) as (client, second, move):
+
+        @gate.rpc
+        async def through(text: str) -> str:
+            return str(await client.rpc.call("say", [text]))
+
+        async with new_client(gate) as user:
+            move()
+            await within(entered.wait())
+            call = asyncio.ensure_future(user.rpc.call("through", ["x"]))
+            await round_trips(user)
+            go.set()
+            assert await within(call) == "second"
+    assert second.heard == ["join a", "say x"]
+
+
+async def test_the_messages_of_what_a_handler_has_left_behind_stay_in_order() -> None:
+    async def join(client: Client) -> None:
+        await asyncio.sleep(0.02)
+        await client.rpc.call("join")
+
+    count, tasks = 1000, list[asyncio.Task[None]]()  # more than the window
+    first, second = Room("first"), Room("second")
+    async with first.server, second.server:
+        urls = ["tcp://{}:{}".format(*one.server.address) for one in (first, second)]
+        client = Client(urls, password=PASSWORD, limits=FAST_LOGIN, reconnect_delay=0.01)
+        client.on_reconnect(join)
+
+        async def tell() -> None:
+            for one in range(count):
+                await client.send("note", str(one))
+
+        @client.on("begin")
+        async def begin(data: None) -> None:
+            tasks.append(asyncio.create_task(tell()))
+
+        async with client:
+            (connection,) = first.server.connections.values()
+            await connection.send("begin")
+            first.server.start_task(first.server.stop(grace=TIMEOUT))
+            await until(lambda: tasks)
+            await within(tasks[0])
+            await until(lambda: f"note {count - 1}" in second.heard)
+    assert second.heard[0] == "join a"
+    notes = [one for one in (*first.heard, *second.heard) if "note" in one]
+    assert notes == [f"note {one}" for one in range(count)]
+
+
+async def test_the_messages_of_a_hook_stay_in_order_when_the_next_server_goes_away_too() -> None:
+    count, rooms = 1000, [Room(name) for name in ("first", "second", "third")]
+    first, second, third = rooms
+    async with first.server, second.server, third.server:
+        urls = ["tcp://{}:{}".format(*one.server.address) for one in rooms]
+        client = Client(urls, password=PASSWORD, limits=FAST_LOGIN, reconnect_delay=0.01)
+
+        @client.on_reconnect
+        async def tell(client: Client) -> None:
+            if client.server_name == "second":
+                second.server.start_task(second.server.stop(grace=TIMEOUT))
+                for one in range(count):
+                    await client.send("note", str(one))
+            else:
+                await asyncio.sleep(0.02)
+                await client.rpc.call("join")
+
+        async with client:
+            first.server.start_task(first.server.stop(grace=0))
+            await until(lambda: f"note {count - 1}" in third.heard)
+    assert third.heard[0] == "join a"
+    notes = [one for one in (*second.heard, *third.heard) if "note" in one]
+    assert notes == [f"note {one}" for one in range(count)]
 
 
 async def test_what_an_earlier_hook_has_left_behind_waits() -> None:
