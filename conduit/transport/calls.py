@@ -110,6 +110,7 @@ class Calls:
 
     __slots__ = (
         "_backpressure",
+        "_door",
         "_encoder",
         "_large",
         "_limit",
@@ -152,7 +153,7 @@ class Calls:
         self._opened = False
         self._limit = 0
         self._value_max = sys.maxsize
-        self._line = NOBODY
+        self._line = self._door = NOBODY
         self._pending: _Table = {}
         self._replies = _NO_REPLIES
         self._requests = requests
@@ -167,6 +168,7 @@ class Calls:
         self._opened = True
         self._limit = peer.calls
         self._value_max = peer.frame_max
+        self._door.move()
         self._line.move()
 
     async def call(  # noqa: C901  # the hot path: a function more would cost each call
@@ -349,7 +351,7 @@ class Calls:
             raise
 
     async def until_opened(self, name: str, deadline: float, seconds: float | None) -> None:
-        """Wait until the peer is in.
+        """Wait until the peer is in: for what needs no slot, and so stands in no line for one.
 
         Raises:
             RuntimeError: A hook asks that the login waits for.
@@ -359,8 +361,10 @@ class Calls:
         while not self._opened:
             if self._outlet.closed is not None:
                 raise closed_again(self._outlet.closed)
-            await self._stand_in_line(name, deadline, seconds)
-            self._line.move()
+            if self._door is NOBODY:
+                self._door = Line()
+            await self._stand_in_line(self._door, name, deadline, seconds)
+            self._door.move()
 
     def take_id(self) -> int:
         """Return a correlation id, whose frame must be sent before the next id is taken."""
@@ -393,7 +397,11 @@ class Calls:
                 raise closed_again(self._outlet.closed)
             if self._opened:
                 self._check_wait(method)
-            await self._stand_in_line(method, deadline, seconds, again=again)
+            if self._line is NOBODY:
+                self._line = Line()
+            await self._stand_in_line(self._line, method, deadline, seconds, again=again)
+            if not self._backpressure:
+                self._line.move()  # it was the login they waited for; now they are refused
             if self._opened and len(self._pending) < self._limit and not self._outlet.blocked:
                 return
             again = True
@@ -411,17 +419,21 @@ class Calls:
             )
 
     async def _stand_in_line(
-        self, name: str, deadline: float, seconds: float | None, *, again: bool = False
+        self,
+        line: Line,
+        name: str,
+        deadline: float,
+        seconds: float | None,
+        *,
+        again: bool = False,
     ) -> None:
         if not self._opened and hook_of_caller() == "client_connect":
             raise RuntimeError(
                 f"{name!r} cannot be called before the peer is in, and a hook that its login waits "
                 "for must not wait for that; call it from server.start_task(...)"
             )
-        if self._line is NOBODY:
-            self._line = Line()
         try:
-            await self._line.wait(None if deadline == math.inf else deadline, again=again)
+            await line.wait(None if deadline == math.inf else deadline, again=again)
         except asyncio.TimeoutError:
             what = f"one of {self._limit} call slots" if self._opened else "the login to end"
             raise RPCTimeout(
@@ -556,6 +568,7 @@ class Calls:
                 )
                 lost.__cause__ = error.__cause__
                 future.set_exception(lost)
+        self._door.fail(partial(closed_again, error))
         self._line.fail(partial(closed_again, error))
 
 

@@ -84,7 +84,7 @@ def check_nothing_open(side: Side) -> None:
     connection = side.connection
     messages, inbox, serving = connection._messages, connection._inbox, connection._serving
     assert not (connection._calls._pending or connection._calls._replies)
-    assert not connection._calls._line.waiters
+    assert not (connection._calls._line.waiters or connection._calls._door.waiters)
     assert not (serving._running or serving._requests or connection._answers.held)
     assert not (inbox._running or messages._line.waiters or messages._reliable)
     assert not (inbox._inbox or inbox._best_effort or inbox.held_bytes)

@@ -695,6 +695,39 @@ async def test_calls_wait_for_the_end_of_the_login() -> None:
         assert await within(request) == 8
 
 
+async def test_requests_that_waited_for_the_login_stand_in_no_line_behind_calls() -> None:
+    pair = Pair(client=settings(calls=1))
+    gate = Gate(pair.client)
+    calls = [pair.server.start("hold", [number]) for number in range(3)]
+    given_up = asyncio.ensure_future(pair.server.connection.request("double", 3))
+    requests = [asyncio.ensure_future(pair.server.connection.request("double", n)) for n in (4, 5)]
+
+    @pair.client.on("double")
+    async def double(message: int) -> int:
+        return 2 * message
+
+    await turns()
+    given_up.cancel()
+    async with pair:
+        assert await within(asyncio.gather(*requests)) == [8, 10]
+        assert gate.came == [0]
+        gate.open()
+        assert await within(asyncio.gather(*calls)) == [0, 1, 2]
+
+
+async def test_calls_that_waited_for_the_login_do_not_wait_for_slots_without_backpressure() -> None:
+    pair = Pair(server=settings(backpressure=False), client=settings(calls=1))
+    gate = Gate(pair.client)
+    calls = [pair.server.start("hold", [number]) for number in range(3)]
+    await turns()
+    async with pair:
+        for call in calls[1:]:
+            with pytest.raises(Overloaded):
+                await within(call)
+        gate.open()
+        assert await within(calls[0]) == 0
+
+
 async def test_calls_that_wait_for_a_login_end_with_it() -> None:
     pair = Pair()
     calls = [pair.server.start("hold"), pair.server.start("hold")]
