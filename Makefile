@@ -90,7 +90,7 @@ chaos: ## links that fail, processes that are killed, connections that idle, and
 	@$(ENVIRONMENT) dev
 	CONDUIT_TEST_CHAOS=1 $(VENV)/bin/python -m pytest -q -s tests/test_chaos_resume.py
 	@# side by side: one of them has little to do
-	CONDUIT_TEST_CHAOS=1 $(VENV)/bin/python -m pytest -q -rP -n 2 tests/test_soak.py tests/test_idle.py
+	CONDUIT_TEST_CHAOS=1 $(VENV)/bin/python -m pytest -q -rP -n 2 -o faulthandler_timeout=300 tests/test_soak.py tests/test_idle.py
 
 peers: ## PostgreSQL, HAProxy, openssl and bash as peers; pip fetches the first two
 	@$(ENVIRONMENT) dev
