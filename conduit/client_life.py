@@ -421,7 +421,9 @@ class ClientLife:
             if self._connection is not None:
                 self._connection.fail(reason, CloseCode.ABNORMAL, f"{reason}; {exc}")
             text = f"the client has given up: {reason}; {exc}"
-            self._end(ConnectionClosed(reason.reason, code=reason.code, message=text))
+            end = ConnectionClosed(reason.reason, code=reason.code, message=text)
+            end.__cause__ = exc
+            self._end(end)
             return
         if self._connection is away:  # hooks on_reconnect that still run go on, and go first
             await self._tell_of_return(away, told)

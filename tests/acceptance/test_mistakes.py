@@ -283,8 +283,9 @@ async def test_a_client_that_has_given_up_says_so() -> None:
     await server.stop()
     await within(client.wait_closed())
     assert client.status is Status.CLOSED
-    with pytest.raises(ConnectionClosed, match="has given up: .*nothing listens there"):
+    with pytest.raises(ConnectionClosed, match="has given up: .*nothing listens there") as caught:
         await client.rpc.add(a=1, b=2)
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from 3.11 on")
