@@ -345,15 +345,6 @@ class Client:
         data: Any = None,
         *,
         timeout: float | None | Default = DEFAULT,
-    ) -> Any: ...
-
-    @overload
-    def request(
-        self,
-        name: str,
-        data: Any = None,
-        *,
-        timeout: float | None | Default = DEFAULT,
         returns: type[T],
     ) -> T: ...
 
@@ -364,7 +355,7 @@ class Client:
         data: Any = None,
         *,
         timeout: float | None | Default = DEFAULT,
-        returns: Any,
+        returns: Any = None,
     ) -> Any: ...
 
     def request(

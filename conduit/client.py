@@ -162,15 +162,6 @@ class Client(ClientLife):
         data: Any = None,
         *,
         timeout: float | None | Default = DEFAULT,
-    ) -> Any: ...
-
-    @overload
-    async def request(
-        self,
-        name: str,
-        data: Any = None,
-        *,
-        timeout: float | None | Default = DEFAULT,
         returns: type[T],
     ) -> T: ...
 
@@ -181,7 +172,7 @@ class Client(ClientLife):
         data: Any = None,
         *,
         timeout: float | None | Default = DEFAULT,
-        returns: Any,
+        returns: Any = None,
     ) -> Any: ...
 
     async def request(

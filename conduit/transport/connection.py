@@ -122,15 +122,6 @@ class Connection(Life[S]):
         data: Any = None,
         *,
         timeout: float | None | Default = DEFAULT,
-    ) -> Any: ...
-
-    @overload
-    async def request(
-        self,
-        name: str,
-        data: Any = None,
-        *,
-        timeout: float | None | Default = DEFAULT,
         returns: type[T],
     ) -> T: ...
 
@@ -141,7 +132,7 @@ class Connection(Life[S]):
         data: Any = None,
         *,
         timeout: float | None | Default = DEFAULT,
-        returns: Any,
+        returns: Any = None,
     ) -> Any: ...
 
     async def request(
