@@ -138,6 +138,7 @@ def _base64(data: bytes) -> str:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody sits there."""
     return stream is not None and stream.isatty()  # None if whoever starts the command closes it
 
 
