@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, RootModel
 
-from .generics import bound_variables, owner_of, substituted
+from .generics import bound_variables, owner_of, substituted, unbound_in
 
 __all__ = ["Contract", "called", "contract_of", "idempotent", "lone_model"]
 
@@ -28,16 +28,14 @@ class Contract(NamedTuple):
             type variables stands in their place.
         description: The docstring, or nothing.
         idempotent: Whether it may run twice; see `idempotent`.
-        cls: The class of which it is a method, if that is known.
-        owner: The one of its bases, or itself, in whose body the function stands.
+        unbound: The annotations with type variables for which nothing stands, and why not.
     """
 
     signature: inspect.Signature
     hints: dict[str, Any]
     description: str
     idempotent: bool
-    cls: Any = None
-    owner: type | None = None
+    unbound: dict[str, str]
 
 
 def contract_of(function: Callable[..., Any], name: str, cls: Any = None) -> Contract:
@@ -67,13 +65,14 @@ def contract_of(function: Callable[..., Any], name: str, cls: Any = None) -> Con
         hints = typing.get_type_hints(below, localns=names, include_extras=True)
         known = {} if owner is None else bound_variables(cls, owner)
         hints = {key: substituted(hint, known) for key, hint in hints.items()}
+        unbound = unbound_in(hints, cls, owner)
     except Exception as exc:
         raise TypeError(
             f"an annotation of handler {name!r} cannot be resolved: {exc}; "
             "it must be importable at module level where the handler is defined"
         ) from exc
     marked = bool(getattr(function, _MARK, False) or getattr(called(function), _MARK, False))
-    return Contract(signature, hints, inspect.getdoc(function) or "", marked, cls, owner)
+    return Contract(signature, hints, inspect.getdoc(function) or "", marked, unbound)
 
 
 def idempotent(function: F) -> F:

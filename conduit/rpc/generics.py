@@ -5,8 +5,8 @@
 
     class Cats(Crud[Cat], Protocol): ...
 
-In `Cats` the annotation of `get` is `Cat`, as for type checkers. A variable that no class has bound
-says nothing to whoever has to validate a value, so it is refused.
+In `Cats` the annotation of `get` is `Cat`, as for type checkers. A variable of a class for which
+nothing stands says nothing to whoever has to validate a value, so it is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
-__all__ = ["bound_variables", "check_bound", "owner_of", "substituted"]
+__all__ = ["bound_variables", "check_bound", "owner_of", "substituted", "unbound_in"]
 
 Known = Mapping[Any, Any]
 """Type variables, and what stands for each."""
@@ -77,30 +77,38 @@ def substituted(hint: Any, known: Known) -> Any:
     return origin[outcome]
 
 
-def check_bound(place: str, hints: Mapping[str, Any], cls: Any, owner: type | None) -> None:
-    """Refuse annotations with a variable of a class for which nothing stands.
+def unbound_in(hints: Mapping[str, Any], cls: Any, owner: type | None) -> dict[str, str]:
+    """Return which annotations have a variable of a class for which nothing stands, and why not.
 
     Those of the function itself, as in `def echo(value: T) -> T`, may be anything in each call.
 
     Args:
-        place: What has the annotations, for the error.
-        hints: They.
-        cls: The class of which it is a method, or None.
+        hints: The annotations.
+        cls: The class of which the function is a method, or None.
         owner: The one of its bases, or itself, in whose body it stands.
     """
     bases = getattr(_class(cls), "__mro__", ())
     generic = {one: base for base in bases for one in getattr(base, "__parameters__", ())}
     own = getattr(owner, "__parameters__", ())
-    for name, hint in hints.items():
-        for variable in _variables(hint, own):
-            if variable in generic:
-                what = "the result" if name == "return" else repr(name)
-                raise TypeError(
-                    f"{place}: {what} is annotated with the type variable {variable}, and nothing "
-                    f"says what it stands for; derive a class from "
-                    f"{generic[variable].__name__}[...] with a type in the brackets, or Any, and "
-                    "use that"
-                )
+    return {
+        name: f"is annotated with the type variable {variable}, and nothing says what it stands "
+        f"for; derive a class from {generic[variable].__name__}[...] with a type in the brackets, "
+        "or Any, and use that"
+        for name, hint in hints.items()
+        for variable in _variables(hint, own)
+        if variable in generic
+    }
+
+
+def check_bound(place: str, unbound: Mapping[str, str]) -> None:
+    """Refuse a function with annotations that `unbound_in` has found.
+
+    Args:
+        place: The function, for the error.
+        unbound: They, by name.
+    """
+    for name, why in unbound.items():
+        raise TypeError(f"{place}: {'the result' if name == 'return' else repr(name)} {why}")
 
 
 def _variables(hint: Any, own: tuple[Any, ...]) -> Iterator[Any]:

@@ -67,6 +67,7 @@ def _method(
         _hints(operation, own, filled, generator=generator),
         own.description or operation.contract.description,
         own.idempotent or operation.contract.idempotent,
+        {},  # the annotations are those of the interface, which `operations` has looked through
     )
     marked = getattr(operation.function, "__deprecated__", False)
     return Method(function, name, contract=contract, deprecated=marked, requires=requires)

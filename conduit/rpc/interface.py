@@ -131,7 +131,7 @@ def _operation(interface: type, name: str, style: Style) -> Operation:
             "to keep it out of the interface"
         )
     contract = _without_self(contract_of(function, place, interface), place)
-    check_bound(place, contract.hints, contract.cls, contract.owner)
+    check_bound(place, contract.unbound)
     contract = _without_fields(contract, place)
     parameters = list(contract.signature.parameters.values())
     takes = [p for p in parameters if is_a(contract.hints.get(p.name), *style.items)]

@@ -373,12 +373,9 @@ def _bound_contract(function: Callable[..., Any], name: str) -> Contract:
             f"handler {name!r} takes `self`, and there is no object yet; register the method of "
             "an object, as in server.rpc(thing.method)"
         )
-    told = {
-        key: contract.hints[key]
-        for key in (*contract.signature.parameters, "return")
-        if key in contract.hints and not is_filled_in(contract.hints[key])
-    }
-    check_bound(f"handler {name!r}", told, contract.cls, contract.owner)
+    unbound = contract.unbound.items()
+    data = {key: why for key, why in unbound if not is_filled_in(contract.hints[key])}
+    check_bound(f"handler {name!r}", data)
     return contract
 
 
